@@ -1,0 +1,141 @@
+"""`evergreen COMMAND --flags`: parse, call, print. Everything slow is imported by the command that needs it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import evergreen
+from evergreen import settings
+from evergreen.options import parse
+from evergreen.records import BadInput, EvergreenError
+
+
+def sft(arguments: list[str]) -> tuple[Any, bool]:
+    """fine-tune: lora, qlora, full or freeze"""
+    given = parse(settings.SftSettings, arguments, "sft")
+    from evergreen.train.sft import run_sft
+
+    return run_sft(given), given.json
+
+
+def infer(arguments: list[str]) -> tuple[Any, bool]:
+    """talk to a model: a chat, a prompt, a pipe or a file"""
+    given = parse(settings.InferSettings, arguments, "infer")
+    from evergreen.chat import run_infer
+
+    return run_infer(given), given.json
+
+
+def evaluate(arguments: list[str]) -> tuple[Any, bool]:
+    """score a model on tasks, compare two, or compare a run's checkpoints"""
+    given = parse(settings.EvalSettings, arguments, "eval")
+    from evergreen.evaluate.harness import run_eval
+
+    return run_eval(given), given.json
+
+
+def data_check(arguments: list[str]) -> tuple[Any, bool]:
+    """one report on data files: format, turns, lengths, duplicates, leakage"""
+    files = []
+    while arguments and not arguments[0].startswith("-"):
+        files.append(arguments.pop(0))
+    given = parse(settings.DataCheckSettings, arguments, "data check")
+    from evergreen.data.check import run_check
+
+    given.files = [*files, *given.files]
+    return run_check(given), given.json
+
+
+def doctor(arguments: list[str]) -> tuple[Any, bool]:
+    """what this machine can do, what is missing, how to get it"""
+    given = parse(settings.DoctorSettings, arguments, "doctor")
+    from evergreen.doctor import run_doctor
+
+    return run_doctor(given), given.json
+
+
+def demo(arguments: list[str]) -> tuple[Any, bool]:
+    """the whole cycle on the nano model, about three minutes on a laptop"""
+    given = parse(settings.DemoSettings, arguments, "demo")
+    from evergreen.demo import run_demo
+
+    return run_demo(given), given.json
+
+
+COMMANDS: dict[str, Callable[[list[str]], tuple[Any, bool]]] = {
+    "demo": demo,
+    "sft": sft,
+    "infer": infer,
+    "eval": evaluate,
+    "data check": data_check,
+    "doctor": doctor,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Exit code 0, 2 for bad input, 1 for a failure, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"evergreen {evergreen.__version__}")
+        return 0
+    try:
+        command, rest = _command(arguments)
+        document, wants_json = command(rest)
+        if wants_json:
+            sys.stdout.flush()
+            print(json.dumps(document, ensure_ascii=False), flush=True)
+        return 0
+    except EvergreenError as error:
+        return _say(error, error.exit_code)
+    except KeyboardInterrupt:
+        return _say("stopped", 130)
+    except BrokenPipeError:  # the reader of a pipe has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def overview() -> str:
+    """The page behind `evergreen --help`."""
+    lines = [
+        f"evergreen {evergreen.__version__}: keeps a deployed Qwen-class language model fresh",
+        "",
+        "usage: evergreen COMMAND [--flags]      evergreen COMMAND --help lists a command's flags",
+        "",
+    ]
+    lines += [f"  {name:<12} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "start with: evergreen demo",
+        "every command takes --home DIR and --json (the last line of stdout is JSON)",
+    ]
+    return "\n".join(lines)
+
+
+def _command(arguments: list[str]) -> tuple[Callable, list[str]]:
+    """The longest command name that the arguments begin with, and what follows it."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return COMMANDS[name], arguments[words:]
+    import difflib
+
+    near = difflib.get_close_matches(" ".join(arguments[:1]), COMMANDS, n=1, cutoff=0.5)
+    if not near:
+        near = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")][:1]
+    hint = f"; the nearest is {near[0]}" if near else ""
+    raise BadInput(f"evergreen knows no command {arguments[0]!r}{hint} (evergreen --help lists all)")
+
+
+def _say(message: object, code: int) -> int:
+    sys.stdout.flush()
+    print(f"evergreen: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Where state lives, and the ways to write it so that a crash leaves the old or the new, never half of either."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evergreen.records import BadInput, Failure
+
+
+def home_dir(given: str | None = None) -> Path:
+    """`--home`, else $EVERGREEN_HOME, else ./.evergreen; made when first needed."""
+    path = Path(given or os.environ.get("EVERGREEN_HOME") or ".evergreen").expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, real characters."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents, so that a directory's identity does not depend on where it lies."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        with open(path, "rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write beside the target, flush to the disk, rename: a reader sees the old file or the new one."""
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The file's value; a BadInput that names file and place when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"no file {path}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+
+
+def append_jsonl(path: str | Path, row: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict]:
+    """Whole rows only: a last line torn by a crash is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n") and line.strip():
+                yield json.loads(line)
+
+
+@contextmanager
+def exclusive(path: Path, doing: str) -> Iterator[None]:
+    """Hold `path` as a lock for as long as the block runs; the kernel frees it even after kill -9.
+
+    Raises BadInput when another process holds it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another process is {doing} ({path}): wait for it or choose another directory") from None
+        yield
+
+
+def disk_failure(error: OSError, doing: str) -> Failure:
+    """An operating-system error as one line."""
+    where = f" ({error.filename})" if error.filename else ""
+    return Failure(f"{doing} failed: {error.strerror or error}{where}")

@@ -1,0 +1,118 @@
+"""PEFT adapters in and out: attach trained ones, make new ones, name them by content."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evergreen.home import digest_of, read_json
+from evergreen.records import BadInput
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def attach(model: "PreTrainedModel", folders: Sequence[Path], trainable: bool = False) -> "PreTrainedModel":
+    """Put adapters on a base, innermost first: all but the last are merged into the weights, the last stays separate.
+
+    Raises BadInput when an adapter does not fit the base."""
+    import torch
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    for place, folder in enumerate(folders):
+        try:
+            model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable and place == len(folders) - 1)
+        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise BadInput(
+                f"the adapter {folder} does not fit the base {model.name_or_path}: {' '.join(str(error).split())[:200]}"
+            ) from None
+        if place < len(folders) - 1:
+            model = model.merge_and_unload()
+    return model
+
+
+def add_lora(
+    model: "PreTrainedModel",
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: Sequence[str],
+    modules_to_save: Sequence[str] = (),
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    layers: Sequence[int] | None = None,
+) -> "PeftModel":
+    """A new LoRA adapter (Hu et al. 2021; rsLoRA: Kalajdzievski 2023; DoRA: Liu et al. 2024), B = 0 at the start.
+
+    `target_modules` is ["all-linear"] or module names; `layers` limits it to some decoder layers."""
+    from peft import LoraConfig, get_peft_model
+
+    targets: Any = "all-linear" if list(target_modules) == ["all-linear"] else list(target_modules)
+    if targets != "all-linear":
+        _check_targets(model, targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        modules_to_save=list(modules_to_save) or None,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        layers_to_transform=list(layers) if layers is not None else None,
+        task_type="CAUSAL_LM",
+    )
+    if layers is not None and targets == "all-linear":  # PEFT takes layers only with named modules
+        config.target_modules = sorted(linear_names(model))
+    return get_peft_model(model, config)
+
+
+def linear_names(model: "PreTrainedModel") -> set[str]:
+    """Names of the linear modules inside decoder layers, such as q_proj and down_proj."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def adapter_digest(folder: str | Path) -> str:
+    """SHA-256 over the adapter's weights and the part of its config that changes what it computes."""
+    import hashlib
+
+    folder = Path(folder)
+    config = read_json(folder / "adapter_config.json")
+    shape = {
+        key: config.get(key)
+        for key in (
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "use_rslora",
+            "use_dora",
+            "rank_pattern",
+            "alpha_pattern",
+            "modules_to_save",
+            "layers_to_transform",
+        )
+    }
+    if isinstance(shape["target_modules"], list):
+        shape["target_modules"] = sorted(shape["target_modules"])
+    with open(folder / "adapter_model.safetensors", "rb") as file:
+        return digest_of([shape, hashlib.file_digest(file, "sha256").hexdigest()])
+
+
+def _check_targets(model: "PreTrainedModel", targets: Sequence[str]) -> None:
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [target for target in targets if target.rpartition(".")[2] not in names]
+    if missing:
+        raise BadInput(
+            f"--target_modules {' '.join(missing)}: no such module in this model; it has "
+            f"{', '.join(sorted(linear_names(model)))}"
+        )

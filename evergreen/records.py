@@ -1,0 +1,119 @@
+"""The nouns that rooms exchange, all frozen, and the two errors that a user can meet.
+
+Evergreen errors
+├── BadInput   the user can mend it: a flag, a file, a row      (exit code 2)
+└── Failure    the machine or the run failed: disk, memory, NaN (exit code 1)
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class EvergreenError(Exception):
+    """One line for a person: what was wanted, what came, what to do."""
+
+    exit_code = 1
+
+
+class BadInput(EvergreenError):
+    """Something the user gave cannot be used as it is."""
+
+    exit_code = 2
+
+
+class Failure(EvergreenError):
+    """The input was fine and the work still could not be done."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `thought` is reasoning before an assistant's answer; `tool_calls` are {"name", "arguments"} dicts."""
+
+    role: Role
+    content: str = ""
+    thought: str = ""
+    tool_calls: tuple[dict, ...] = ()
+    trained: bool = True  # an assistant turn marked False is context, never a target
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a record came from, for messages: the file (or hub name) and its 1-based line or row number."""
+
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A supervised record. `label` is KTO's thumbs up or down on the last answer; None for ordinary records."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict, ...] = ()
+    label: bool | None = None
+    origin: Origin = field(default=Origin(), compare=False)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One prompt with a better and a worse answer."""
+
+    prompt: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    tools: tuple[dict, ...] = ()
+    origin: Origin = field(default=Origin(), compare=False)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text for continued pre-training: every token is a target."""
+
+    text: str
+    origin: Origin = field(default=Origin(), compare=False)
+
+
+Record = Conversation | Preference | Text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a completion is drawn. temperature 0 is greedy; `seed` makes a drawn one repeatable."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A generated answer. `text` has no special tokens; `thought` is what stood between <think> and </think>."""
+
+    text: str
+    thought: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length", "cancelled"]
+    latency_seconds: float
+    first_token_seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The mean of one metric over a task's items (a fraction from 0 to 1) with its 95% interval."""
+
+    task: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int

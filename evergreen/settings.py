@@ -1,0 +1,209 @@
+"""Every command's flags. Names are those that users of ms-swift and LLaMA-Factory type; the aliases are theirs too."""
+
+from dataclasses import dataclass
+
+from evergreen.options import option
+
+
+@dataclass
+class CommonSettings:
+    home: str = option("", "where state lives (else $EVERGREEN_HOME, else ./.evergreen)")
+    json: bool = option(False, "the last line of stdout is one JSON document")
+
+
+@dataclass
+class ModelSettings(CommonSettings):
+    model: str = option(
+        "", "nano, a folder, a hub name, or an adapter's output folder", ("model_name_or_path", "model_id")
+    )
+    adapters: list[str] = option([], "LoRA adapters over the model (PEFT folders)", ("adapter_name_or_path", "adapter"))
+    model_type: str = option("", "accepted for habit's sake; must agree with the model's own type")
+    template: str = option(
+        "", "chat template for a base without one: chatml, qwen or a .jinja file; 'auto' is the model's own"
+    )
+    system: str | None = option(
+        None, "system prompt (default: the adapter's, else the template's own)", ("default_system",)
+    )
+    torch_dtype: str = option(
+        "auto",
+        "what to compute in; auto measures what this device is fast at",
+        ("dtype",),
+        ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"),
+    )
+    device: str = option("", "cpu or cuda (default: cuda where there is one)")
+    seed: int = option(42, "for every random choice", ("data_seed",))
+
+
+@dataclass
+class DataSettings:
+    dataset: list[str] = option(
+        [], "sources: NAME[#N] in dataset_info.json, a folder dataset/NAME, a path or a hub name", ("train_dataset",)
+    )
+    val_dataset: list[str] = option([], "sources to evaluate the loss on while training", ("eval_dataset",))
+    split_dataset_ratio: float = option(
+        0.0, "share of the training data held out when no val_dataset is given", ("val_size",), at_least=0, at_most=0.99
+    )
+    dataset_dir: str = option("", "folder with dataset_info.json (default: ./data, then .)")
+    interleave_prob: list[float] = option([], "mixing probabilities, one per source", ("interleave_probs",), at_least=0)
+    stopping_strategy: str = option(
+        "first_exhausted",
+        "with interleave_prob: stop when the first or when every source is used up",
+        (),
+        ("first_exhausted", "all_exhausted"),
+    )
+    max_samples: int | None = option(None, "at most so many rows of each source", (), at_least=1)
+    streaming: bool = option(False, "read rows as they are needed instead of holding the set in memory")
+    on_bad_row: str = option("error", "what a row that cannot be used does", (), ("error", "skip"))
+    model_name: str = option("", "fills {{name}} and {{NAME}} in identity data")
+    model_author: str = option("", "fills {{author}} and {{AUTHOR}} in identity data")
+
+
+@dataclass
+class SftSettings(ModelSettings, DataSettings):
+    """Supervised fine-tuning: lora, qlora, full or freeze; packed rows, shared prefixes, logits only at targets."""
+
+    stage: str = option("sft", "accepted for habit's sake", (), ("sft", "pt"))
+    do_train: bool = option(True, "accepted for habit's sake")
+    train_type: str = option(
+        "lora", "what is trained", ("tuner_type", "finetuning_type"), ("lora", "qlora", "full", "freeze")
+    )
+    output_dir: str = option("output", "where the adapter or model, its checkpoints and its logs go")
+    overwrite_output_dir: bool = option(False, "delete the run that output_dir holds and start again")
+
+    lora_rank: int = option(8, "rank of the LoRA matrices", ("lora_r",), at_least=1)
+    lora_alpha: float = option(32, "LoRA scale is alpha/rank (alpha/sqrt(rank) with use_rslora)", (), above=0)
+    lora_dropout: float = option(0.0, "dropout before lora_A", (), at_least=0, at_most=0.99)
+    target_modules: list[str] = option(
+        ["all-linear"], "all-linear or module names such as q_proj v_proj", ("lora_target",)
+    )
+    modules_to_save: list[str] = option([], "modules trained in full beside the adapter", ("additional_target",))
+    use_rslora: bool = option(False, "rank-stabilised scale alpha/sqrt(rank)")
+    use_dora: bool = option(False, "weight-decomposed LoRA (DoRA)")
+    freeze_layers: str = option("", "decoder layers that stay as they are, e.g. 0-7 or 0,2,5-7")
+    trainable_layers: str = option(
+        "",
+        "decoder layers that learn: all, 8-23, ...; with train_type freeze the default is the last two",
+        ("freeze_trainable_layers",),
+    )
+    quantization_bit: int | None = option(None, "bits of the frozen base under qlora (4)", ("quant_bits",))
+    bnb_4bit_quant_type: str = option("nf4", "4-bit number format under qlora", (), ("nf4", "fp4"))
+    bnb_4bit_use_double_quant: bool = option(True, "quantise the quantisation constants too")
+
+    num_train_epochs: float = option(1.0, "passes over the data", ("num_epochs", "epochs"), above=0)
+    max_steps: int = option(-1, "stop after so many optimizer steps instead of epochs")
+    per_device_train_batch_size: int = option(1, "records a micro-batch", ("batch_size",), at_least=1)
+    per_device_eval_batch_size: int = option(1, "records an evaluation batch", (), at_least=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches an optimizer step", (), at_least=1)
+    learning_rate: float = option(1e-4, "peak learning rate", ("lr",), above=0)
+    lr_scheduler_type: str = option(
+        "cosine",
+        "schedule after warm-up",
+        (),
+        ("linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"),
+    )
+    warmup_ratio: float = option(0.0, "share of the steps with rising learning rate", (), at_least=0, at_most=1)
+    warmup_steps: int = option(0, "steps with rising learning rate (goes before warmup_ratio)", (), at_least=0)
+    weight_decay: float = option(0.0, "AdamW weight decay", (), at_least=0)
+    adam_beta1: float = option(0.9, "AdamW", (), at_least=0, at_most=1)
+    adam_beta2: float = option(0.999, "AdamW", (), at_least=0, at_most=1)
+    adam_epsilon: float = option(1e-8, "AdamW", (), above=0)
+    max_grad_norm: float = option(1.0, "gradient clipping; 0 turns it off", (), at_least=0)
+    optim: str = option("adamw_torch", "optimizer, by transformers' name")
+    bf16: bool = option(False, "same as --torch_dtype bfloat16")
+    fp16: bool = option(False, "same as --torch_dtype float16")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    max_length: int = option(2048, "tokens a record may have", ("cutoff_len", "model_max_length"), at_least=8)
+    truncation_strategy: str = option(
+        "error",
+        "a record over max_length: an error, left out and counted, or cut at its end",
+        (),
+        ("error", "delete", "right"),
+    )
+    loss_on: str = option("all", "assistant turns that are trained", (), ("all", "last"))
+    packing: bool = option(True, "several records in a row, shared prefixes computed once; false pads one by one")
+    max_row_tokens: int | None = option(
+        None, "tokens a packed row may hold (default per_device_train_batch_size x max_length)", (), at_least=8
+    )
+    dataloader_num_workers: int = option(
+        0, "accepted for habit's sake: rows are encoded before the first step", (), at_least=0
+    )
+    preprocessing_num_workers: int = option(0, "accepted for habit's sake", ("dataset_num_proc",), at_least=0)
+
+    logging_steps: int = option(5, "steps between two log lines", (), at_least=1)
+    eval_steps: int | None = option(None, "steps between two evaluations of the loss", (), at_least=1)
+    eval_strategy: str = option(
+        "", "no, steps or epoch (default: steps when eval_steps is given)", (), ("", "no", "steps", "epoch")
+    )
+    save_steps: int = option(500, "steps between two checkpoints; the last step is always saved", (), at_least=1)
+    save_strategy: str = option("steps", "steps or epoch", (), ("steps", "epoch"))
+    save_total_limit: int | None = option(None, "how many checkpoints to keep", (), at_least=1)
+    report_to: str = option("tensorboard", "tensorboard or none", (), ("tensorboard", "none"))
+    plot_loss: bool = option(True, "write training_loss.png")
+    resume_from_checkpoint: str = option("", "a checkpoint folder, or true for the newest one in output_dir")
+    resume_only_model: bool = option(False, "take the checkpoint's weights only: fresh schedule and optimizer")
+
+    prev_model: str = option("", "learn on top of an earlier run's output", ())
+    replay_samples: float = option(
+        0.0, "rows of prev_model's own data to mix in: below 1 a share of the new data, from 1 a count", (), at_least=0
+    )
+    regularization_alpha: float = option(0.0, "L2-SP strength: pull towards the previous weights", (), at_least=0)
+
+
+@dataclass
+class InferSettings(ModelSettings):
+    """Talk to a model: a terminal chat, one prompt, a pipe or a whole file."""
+
+    prompt: str | None = option(None, "answer this and leave", ("query",))
+    infer_dataset: str = option("", "answer every record of a file", ("val_dataset",))
+    result_path: str = option("", "where the answers of infer_dataset go (JSONL)")
+    stream: bool = option(True, "print tokens as they come")
+    temperature: float = option(0.0, "0 is greedy", (), at_least=0)
+    top_p: float = option(1.0, "nucleus sampling", (), above=0, at_most=1)
+    top_k: int = option(0, "0 is no limit", (), at_least=0)
+    repetition_penalty: float = option(1.0, "above 1 discourages repeats", (), above=0)
+    max_new_tokens: int = option(512, "longest answer", ("max_tokens",), at_least=1)
+    stop: list[str] = option([], "strings that end an answer", ("stop_words",))
+    thought: str = option("show", "show or hide what stands between <think> and </think>", (), ("show", "hide"))
+    batch_size: int = option(8, "prompts generated at a time with infer_dataset", ("max_batch_size",), at_least=1)
+
+
+@dataclass
+class EvalSettings(ModelSettings):
+    """Score a model on tasks, compare two, or compare all checkpoints of a run."""
+
+    eval_dataset: list[str] = option(
+        [], "task files: JSON or JSONL with a prompt and an answer", ("dataset", "val_dataset")
+    )
+    metric: str = option("auto", "exact, contains, choice, numeric, rouge_l, edit, sari, json or auto per task")
+    compare: list[str] = option([], "two models, adapters or checkpoints: paired difference on identical items")
+    checkpoints: str = option("", "score every checkpoint in this output folder")
+    output_dir: str = option("", "where results go (default: HOME/reports/eval-...)", ("result_dir",))
+    max_samples: int | None = option(None, "at most so many items of each task", ("limit",), at_least=1)
+    max_new_tokens: int = option(256, "longest answer", ("max_tokens",), at_least=1)
+    batch_size: int = option(
+        8, "prompts generated at a time", ("per_device_eval_batch_size", "max_batch_size"), at_least=1
+    )
+    on_bad_row: str = option("error", "what an item that cannot be used does", (), ("error", "skip"))
+
+
+@dataclass
+class DataCheckSettings(CommonSettings):
+    """One report on data files: format, empty turns, roles, lengths, duplicates, leakage."""
+
+    files: list[str] = option([], "files to check (also given without the flag)")
+    model: str = option("nano", "whose tokenizer counts the tokens", ("model_name_or_path",))
+    max_length: int = option(2048, "tokens a record may have", ("cutoff_len",), at_least=8)
+    dataset_dir: str = option("", "folder with dataset_info.json")
+    max_findings: int = option(50, "how many findings to print of each kind; --json lists all", (), at_least=1)
+
+
+@dataclass
+class DoctorSettings(CommonSettings):
+    """What this machine can do, what is missing, how to get it."""
+
+
+@dataclass
+class DemoSettings(CommonSettings):
+    """The whole cycle on the nano model, about three minutes on a laptop."""
+
+    output_dir: str = option("demo_output", "where the demo's adapter and reports go")

@@ -1,0 +1,276 @@
+"""Cross-entropy at the targets only, in chunks, and attention over packed rows.
+
+A model prepared with `install` takes three more arguments in `forward`: `target_positions` and `target_ids` make it
+return {"loss": summed cross-entropy} without ever holding the logits of the whole row, and `layout` makes its attention
+follow a packed row (see data/packing.py). Called without them it is the model that it was.
+"""
+
+import types
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from evergreen.data.packing import Layout, Row
+
+ATTENTION = "evergreen_packed"
+CHUNK_BYTES = 64 << 20  # of fp32 logits at a time; above it page faults cost more than larger products gain
+BATCH_ROTARY = {"longrope", "dynamic"}  # frequencies depend on the longest sequence of the batch
+
+
+def install(model: "PreTrainedModel") -> None:
+    """Teach a causal language model (bare or under PEFT) the arguments above. Its class and weights stay as they are."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base, "evergreen_forward", None) is None:
+        base.evergreen_forward = base.forward
+        base.forward = types.MethodType(_forward, base)
+        base.config._attn_implementation = ATTENTION
+
+
+def row_loss(model: torch.nn.Module, row: "Row") -> torch.Tensor:
+    """Summed cross-entropy of a row's targets, a scalar in fp32."""
+    extra: dict[str, Any] = {"attention_mask": row.attention_mask}
+    if row.layout is not None:
+        extra = {"position_ids": row.position_ids, "layout": row.layout}
+    return model(input_ids=row.input_ids, target_positions=row.target_positions, target_ids=row.target_ids, **extra)[
+        "loss"
+    ]
+
+
+def can_pack(config: "PreTrainedConfig") -> str:
+    """Why rows of this model cannot be packed, or "" when they can."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {
+        str(part.get("rope_type", part.get("type", ""))) for part in [rope, *rope.values()] if isinstance(part, dict)
+    }
+    if kinds & BATCH_ROTARY:
+        return f"its rotary frequencies ({', '.join(kinds & BATCH_ROTARY)}) depend on the batch"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention caps its logits"
+    return ""
+
+
+def _forward(
+    self: "PreTrainedModel",
+    *args: Any,
+    target_positions: torch.Tensor | None = None,
+    target_ids: torch.Tensor | None = None,
+    layout: "Layout | None" = None,
+    **kwargs: Any,
+) -> Any:
+    if target_ids is None:
+        return self.evergreen_forward(*args, **kwargs)
+    for name in ("labels", "return_dict", "output_attentions", "output_hidden_states", "inputs_embeds", "use_cache"):
+        kwargs.pop(name, None)
+    if layout is not None:
+        # a 4-D mask keeps transformers from building one; attention reads the layout instead
+        kwargs |= {"layout": layout, "attention_mask": layout.mask.new_empty(1, 1, 1, 1)}
+    if _shapes_logits(self.config):
+        return {"loss": _loss_of_own_logits(self, target_positions, target_ids, args, kwargs)}
+    hidden = getattr(self, self.base_model_prefix)(*args, use_cache=False, **kwargs)[0]
+    hidden = hidden.flatten(0, 1).index_select(0, target_positions)
+    return {"loss": summed_cross_entropy(hidden, self.get_output_embeddings(), target_ids)}
+
+
+def _shapes_logits(config: "PreTrainedConfig") -> bool:
+    """Some families scale or cap their logits after the head; their own forward must compute them."""
+    return any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+
+
+def _loss_of_own_logits(
+    model: "PreTrainedModel", positions: torch.Tensor, targets: torch.Tensor, args: Any, kwargs: Any
+) -> torch.Tensor:
+    logits = model.evergreen_forward(*args, use_cache=False, **kwargs).logits
+    return F.cross_entropy(logits.flatten(0, 1).index_select(0, positions).float(), targets, reduction="sum")
+
+
+def summed_cross_entropy(
+    hidden: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor, chunk_bytes: int = CHUNK_BYTES
+) -> torch.Tensor:
+    """Sum over N of -log softmax(head(hidden))[target], never more than `chunk_bytes` of logits at a time.
+
+    hidden [N, H], targets [N]. A plain linear head takes the path whose gradient is made in the forward pass (as in
+    Liger's fused linear cross-entropy, here in torch); an adapted head is recomputed chunk by chunk."""
+    num_rows = max(1, chunk_bytes // (4 * _num_outputs(head)))
+    if type(head) is torch.nn.Linear:
+        return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets, num_rows)
+    from torch.utils.checkpoint import checkpoint
+
+    def chunk_loss(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(part).float(), wanted, reduction="sum")
+
+    return sum(
+        (
+            checkpoint(chunk_loss, part, wanted, use_reentrant=False)
+            for part, wanted in zip(hidden.split(num_rows), targets.split(num_rows), strict=True)
+        ),
+        hidden.new_zeros((), dtype=torch.float32),
+    )
+
+
+def _num_outputs(head: torch.nn.Module) -> int:
+    return getattr(head, "out_features", None) or head.weight.shape[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in one pass over chunks: the logits of a chunk become its gradient in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        num_rows: int,
+    ) -> torch.Tensor:
+        wants = ctx.needs_input_grad
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        states, matrix = hidden.to(dtype), weight.to(dtype)
+        loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
+        grad_hidden = torch.empty_like(states) if wants[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants[2] else None
+        for start in range(0, len(targets), num_rows):
+            part, wanted = states[start : start + num_rows], targets[start : start + num_rows, None]
+            logits = F.linear(part, matrix, None if bias is None else bias.to(dtype)).float()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            loss += (normaliser - logits.gather(1, wanted)).sum()
+            if not any(wants[:3]):
+                continue
+            slope = logits.sub_(normaliser).exp_()
+            slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+            slope = slope.to(dtype)
+            if grad_hidden is not None:
+                torch.mm(slope, matrix, out=grad_hidden[start : start + num_rows])
+            if grad_weight is not None:
+                grad_weight += (slope.t() @ part).float()
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            None if part is None else part.mul_(grad.to(part.dtype)).to(dtype)
+            for part, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layout: "Layout | None" = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over a packed row: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D].
+
+    Computed record by record in one batched SDPA when that is less work than the whole T x T mask: 16 chats of 45 tokens
+    in a row of 700 need a fifteenth of it. Without a layout this is transformers' own SDPA."""
+    if layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **rest,
+        )
+    rate = dropout if module.training else 0.0
+    num_records, num_queries = layout.queries.shape
+    if num_records * num_queries * layout.keys.shape[1] < query.shape[2] ** 2:
+        return _by_record(query, key, value, layout, scaling, rate, sliding_window), None
+    if query.is_cuda and rate == 0.0 and not sliding_window:
+        return _flex(query, key, value, layout, scaling).transpose(1, 2).contiguous(), None
+    mask = layout.dense_mask()
+    if sliding_window:
+        depth = _depths(layout)
+        mask = mask & (depth[None, :] > depth[:, None] - sliding_window)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=rate, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _by_record(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: "Layout",
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    mask = layout.mask
+    if sliding_window:
+        depth = _depths(layout)
+        mask = mask & (depth[layout.keys][:, None, None, :] > depth[layout.queries][:, None, :, None] - sliding_window)
+    out = F.scaled_dot_product_attention(
+        _take(query, layout.queries),
+        _take(key, layout.keys),
+        _take(value, layout.keys),
+        attn_mask=mask,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, layout.place)[None]
+
+
+def _take(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """[1, H, T, D] and [R, L] -> [R, H, L, D]."""
+    tokens = states[0].transpose(0, 1)
+    return tokens.index_select(0, indices.flatten()).unflatten(0, indices.shape).transpose(1, 2)
+
+
+def _depths(layout: "Layout") -> torch.Tensor:
+    """Position in its record of every token of the row, [T]: how many tokens see-or-are it minus one."""
+    return layout.dense_mask()[0, 0].sum(-1) - 1
+
+
+def _flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: "Layout", scaling: float | None
+) -> torch.Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    last, length = layout.last, query.shape[2]
+    mask = create_block_mask(
+        lambda b, h, q, k: (k <= q) & (q <= last[k]), None, None, length, length, device=query.device
+    )
+    return _compiled_flex()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
+
+
+def _compiled_flex() -> Any:
+    global _FLEX
+    if _FLEX is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        _FLEX = torch.compile(flex_attention, dynamic=True)
+    return _FLEX
+
+
+_FLEX: Any = None
