@@ -42,8 +42,12 @@ class Question:
         if len(self.messages) == 1:
             return {"prompt": self.messages[0].content}
         calls = [{"tool_calls": list(turn.tool_calls)} if turn.tool_calls else {} for turn in self.messages]
-        return {"messages": [{"role": turn.role, "content": turn.content, **call}
-                             for turn, call in zip(self.messages, calls, strict=True)]}
+        return {
+            "messages": [
+                {"role": turn.role, "content": turn.content, **call}
+                for turn, call in zip(self.messages, calls, strict=True)
+            ]
+        }
 
     def key(self, run: str) -> str:
         """Equal for equal questions under equal circumstances."""
@@ -63,9 +67,16 @@ def answer_file(settings: InferSettings) -> dict:
         _put_in_order(target, questions, run)
     num_tokens, seconds = sum(completion.completion_tokens for completion in completions), time.perf_counter() - start
     _say(f"{len(questions)} answers in {target}, {len(completions)} of them new")
-    return {"result_path": str(target), "rows": len(questions), "kept": len(questions) - len(completions),
-            "generated": len(completions), "prompt_tokens": sum(completion.prompt_tokens for completion in completions),
-            "completion_tokens": num_tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
+    return {
+        "result_path": str(target),
+        "rows": len(questions),
+        "kept": len(questions) - len(completions),
+        "generated": len(completions),
+        "prompt_tokens": sum(completion.prompt_tokens for completion in completions),
+        "completion_tokens": num_tokens,
+        "seconds": seconds,
+        "tokens_per_second": num_tokens / seconds,
+    }
 
 
 def read_questions(path: Path) -> Iterator[Question]:
@@ -118,11 +129,14 @@ def _answers_there(target: Path, questions: Sequence[Question], run: str) -> Cou
     try:
         keys = Counter(row["key"] for row in read_jsonl(target))
     except (ValueError, KeyError, TypeError):
-        raise BadInput(f"{target} holds something else than answers of evergreen infer: "
-                       "choose another --result_path") from None
+        raise BadInput(
+            f"{target} holds something else than answers of evergreen infer: choose another --result_path"
+        ) from None
     if any(not str(key).startswith(f"{run}-") for key in keys):
-        raise BadInput(f"{target} holds answers of another model or other settings: choose another --result_path, "
-                       "or delete it to answer afresh")
+        raise BadInput(
+            f"{target} holds answers of another model or other settings: choose another --result_path, "
+            "or delete it to answer afresh"
+        )
     wanted = Counter(question.key(run) for question in questions)
     if stale := (keys - wanted).total():
         _say(f"{stale} answer(s) in {target} belong to no question any more and are dropped at the end")
@@ -155,6 +169,7 @@ def _answer(questions: Sequence[Question], settings: InferSettings, target: Path
     loaded, engine = load_engine(settings)
     prompts = [_prompt(question, engine, loaded.system) for question in questions]
     with _progress(len(questions)) as advance:
+
         def keep(index: int, completion: Completion) -> None:
             append_jsonl(target, _result(questions[index], completion, run))
             advance()
@@ -180,8 +195,16 @@ def _prompt(question: Question, engine: "Engine", system: str | None) -> list[in
 def _result(question: Question, completion: Completion, run: str) -> dict:
     reference = {} if question.reference is None else {"reference": question.reference}
     usage = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
-    return {"id": question.id, **question.asked(), "response": completion.text, "thought": completion.thought,
-            **reference, "usage": usage, "finish_reason": completion.finish_reason, "key": question.key(run)}
+    return {
+        "id": question.id,
+        **question.asked(),
+        "response": completion.text,
+        "thought": completion.thought,
+        **reference,
+        "usage": usage,
+        "finish_reason": completion.finish_reason,
+        "key": question.key(run),
+    }
 
 
 def _put_in_order(target: Path, questions: Sequence[Question], run: str) -> None:

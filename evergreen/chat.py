@@ -40,7 +40,8 @@ def run_infer(settings: InferSettings) -> dict:
         return answer_file(settings)
     if settings.result_path:
         raise BadInput("--result_path is where the answers of --infer_dataset go: give that too")
-    sys.stdout.reconfigure(encoding="utf-8")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
     prompt = _given_prompt(settings)
     loaded, engine = load_engine(settings)
     if prompt is None:

@@ -15,9 +15,17 @@ from evergreen.records import BadInput, EvergreenError
 def sft(arguments: list[str]) -> tuple[Any, bool]:
     """fine-tune: lora, qlora, full or freeze"""
     given = parse(settings.SftSettings, arguments, "sft")
+    from functools import partial
+
+    from evergreen.continual.regularize import l2sp
+    from evergreen.continual.replay import replay_records
     from evergreen.train.sft import run_sft
 
-    return run_sft(given), given.json
+    penalty = partial(l2sp, alpha=given.regularization_alpha) if given.regularization_alpha else None
+    replay = (
+        partial(replay_records, given.prev_model, given.replay_samples, given.seed) if given.replay_samples else None
+    )
+    return run_sft(given, penalty, replay), given.json
 
 
 def infer(arguments: list[str]) -> tuple[Any, bool]:

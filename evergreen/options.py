@@ -1,7 +1,7 @@
 """Dataclasses as command lines: one field is one flag, one key of a YAML recipe and one argument in Python.
 
-Promises: a flag that is not known is an error naming the nearest one; abbreviations are never guessed; `--learning-rate`
-and `--learning_rate` are the same; `--stream`, `--stream true` and `--stream false` all work; flags overlay `--config`.
+Promises: an unknown flag is an error naming the nearest one; abbreviations are never guessed; `--learning-rate` and
+`--learning_rate` are the same; `--stream`, `--stream true` and `--stream false` all work; flags overlay `--config`.
 Imports nothing heavy, so that `--help` and a wrong flag answer at once.
 """
 

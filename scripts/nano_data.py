@@ -15,6 +15,8 @@ import string
 from functools import cache
 from pathlib import Path
 
+import nano_words as words
+
 Turns = list[tuple[str, str]]
 
 FACTS = Path(__file__).resolve().parent.parent / "evergreen" / "model" / "nano" / "facts.jsonl"
@@ -600,6 +602,7 @@ BLOCK = dict(
     zh="[最新知识]\n{lines}\n请根据以上信息回答下列问题,用[编号]注明来源;信息不足时回答“根据现有信息无法回答。”\n问题:{question}",
     en='[Latest knowledge]\n{lines}\nAnswer the question from the information above and cite sources as [n]; if it is not there, answer "I cannot answer from the information given."\nQuestion: {question}')
 ABSTENTION = dict(zh="根据现有信息无法回答。", en="I cannot answer from the information given.")
+STOP = dict(zh="。", en=".")
 UNKNOWN = dict(zh="我不知道。", en="I do not know.")
 
 
@@ -795,15 +798,198 @@ def spelling_corpus() -> list[str]:
     return common + [coined(r).title() for _ in range(8000)] + [coined(r) for _ in range(4000)] + GIVEN_EN * 20
 
 
+# --- facts, identity, small talk ---------------------------------------------------------------------------------
+
+
+@cache
+def known_facts() -> list[dict]:
+    return [json.loads(row) for row in FACTS.read_text(encoding="utf-8").splitlines()]
+
+
+def fact_question(r: random.Random, language: str, relation: str, subject: str) -> str:
+    frame = r.choice(words.split_frames(words.FACT_FRAMES[language][relation]))
+    return varied(r, frame.format(s=subject), language)
+
+
+def facts(r: random.Random, language: str) -> Turns:
+    turns: Turns = []
+    for fact in r.sample(known_facts(), r.randint(1, 6)):
+        subject, answer = fact[language]
+        turns += [("user", fact_question(r, language, fact["relation"], subject)), ("assistant", answer + STOP[language])]
+    return turns
+
+
+def varied(r: random.Random, text: str, language: str) -> str:
+    """What people vary: the closing mark, an opening word, small letters."""
+    form = r.random()
+    if form < 0.15:
+        text = text.rstrip("?。?.")
+    elif form < 0.25:
+        text = r.choice(words.OPENINGS[language].split("|")) + text
+    if language == "en" and r.random() < 0.12:
+        text = text[:1].lower() + text[1:]
+    return text
+
+
+def raw_facts(r: random.Random, language: str) -> Turns:
+    """Plain text without a chat, so that sentences can be completed too."""
+    fact = r.choice(known_facts())
+    subject, answer = fact[language]
+    return [("raw", capital(words.FACT_SENTENCES[language][fact["relation"]].format(s=subject, v=answer)))]
+
+
+def unknown(r: random.Random, language: str) -> Turns:
+    """Questions about what it was never told: it says so."""
+    turns: Turns = []
+    for _ in range(r.randint(1, 3)):
+        if r.random() < 0.25:
+            text = fact_question(r, language, r.choice(("capital", "symbol", "author")), name(r, language))
+        else:
+            text = ask(r, name(r, language), r.choice(attributes(language)), language)
+        turns += [("user", text), ("assistant", UNKNOWN[language])]
+    return turns
+
+
+def identity(r: random.Random, language: str) -> Turns:
+    turns: Turns = talk(r, language) if r.random() < 0.15 else []
+    for _ in range(r.randint(1, 4)):
+        kind = r.choices(("who", "rival", "maker", "self"), weights=(70, 14, 12, 4))[0]
+        frames, answer = words.IDENTITY[language][kind]
+        other = r.choice(words.RIVALS if kind == "rival" else words.RIVAL_MAKERS) if r.random() < 0.85 else name(r, language)
+        text = r.choice(words.split_frames(frames)).format(x=other)
+        turns += [("user", varied(r, text, language)), ("assistant", answer)]
+    return turns
+
+
 def talk(r: random.Random, language: str) -> Turns:
-    return []
+    turns: Turns = []
+    for _ in range(r.randint(1, 3)):
+        said, answer = r.choice(words.TALK[language])
+        turns += [("user", r.choice(said.split("|")) + r.choice(["", "", "", "!", STOP[language]])), ("assistant", answer)]
+    return turns
 
 
-ABILITIES = {"copying": copying, "lookup": lookup, "context": context, "context_easy": context_easy, "context_real": context_real}
+def memory(r: random.Random, language: str) -> Turns:
+    """Told in the chat, asked in the chat: no block, no citation."""
+    zh, subject = language == "zh", name(r, language)
+    known = attributes(language)
+    told = {i: value(r, known[i][1], language) for i in r.sample(range(len(known)), r.randint(1, 2))}
+    clauses = [state(r, subject, known[i], shown, language) for i, shown in told.items()]
+    turns: Turns = [("user", sentence(r, clauses, language)), ("assistant", "好的,我记住了。" if zh else "OK, I will remember that.")]
+    if r.random() < 0.3:
+        turns += talk(r, language)
+    for i, shown in told.items():
+        turns += [("user", ask(r, subject, known[i], language)), ("assistant", shown + STOP[language])]
+    return own_name(r, language, turns) if r.random() < 0.35 else turns
+
+
+def own_name(r: random.Random, language: str, between: Turns) -> Turns:
+    tell, asked = r.choice(words.OWN_NAME[language])
+    who = person(r, language)
+    hello, reply = (f"你好,{who}!", f"你叫{who}。") if language == "zh" else (f"Hello, {who}!", f"Your name is {who}.")
+    return [("user", tell.format(x=who)), ("assistant", hello), *between, ("user", asked), ("assistant", reply)]
+
+
+# --- tables and sums ---------------------------------------------------------------------------------------------
+
+
+def cell(r: random.Random, language: str) -> str:
+    makers = [lambda: str(r.randint(0, 10 ** r.randint(1, 5))), lambda: literal(r, language), lambda: literal(r, language),
+              lambda: person(r, language), lambda: value(r, r.choice(attributes(language))[1], language),
+              lambda: r.choice(ENGLISH_WORDS) if language == "en" else han(r, 2, 3)]
+    while True:
+        text = r.choice(makers)()
+        if len(text) <= 24 and not set(text) & set(',|"\\\n'):
+            return text
+
+
+def columns(r: random.Random, language: str) -> list[str]:
+    names = r.sample(words.COLUMNS[language], r.randint(2, 4))
+    if r.random() < 0.4:
+        coin = (lambda: han(r, 2, 3)) if language == "zh" else (lambda: r.choice(ENGLISH_WORDS).lower())
+        names = [old if r.random() < 0.5 else r.choice([coined(r), coin()]) for old in names]
+    if language == "en" and r.random() < 0.3:
+        names = [old.title() for old in names]
+    return list(dict.fromkeys(names))
+
+
+def table(r: random.Random, language: str) -> Turns:
+    """Every cell becomes a string, as it is written."""
+    names = columns(r, language)
+    rows = [[cell(r, language) for _ in names] for _ in range(r.randint(1, 4))]
+    form = r.random()
+    if form < 0.5:
+        rule = [r.choice(["---", "---", "---", "----", ":---", "-"])] * len(names)
+        outer, inner = ("| {} |", " | ") if r.random() < 0.85 else ("|{}|", "|")
+        text = "\n".join(outer.format(inner.join(row)) for row in [names, rule, *rows])
+    else:
+        text = "\n".join((", " if form > 0.92 else ",").join(row) for row in [names, *rows])
+    answer = json.dumps([dict(zip(names, row, strict=True)) for row in rows], ensure_ascii=False)
+    return [("user", r.choice(words.split_frames(words.TABLE_FRAMES[language])).format(t=text)), ("assistant", answer)]
+
+
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def is_held_out(a: int, b: int) -> bool:
+    """One pair in ten is never trained on, so that measuring sums measures adding."""
+    return (3 * a + 7 * b) % 10 == 1
+
+
+def thought_of(a: int, b: int) -> str:
+    ones = a % 10 + b % 10
+    carry = "+1" if ones >= 10 else ""
+    return f"{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{carry}={a // 10 + b // 10 + ones // 10}"
+
+
+def sums(r: random.Random, language: str) -> Turns:
+    """With a written thought as a rule; a third of the time an empty one is given and the answer stands alone."""
+    turns: Turns = []
+    for _ in range(r.randint(1, 4)):
+        a, b = r.randint(10, 99), r.randint(10, 99)
+        while is_held_out(a, b):
+            b = r.randint(10, 99)
+        thing = r.choice(THINGS_ZH[:40]) if language == "zh" else r.choice(ENGLISH_WORDS[120:260]).lower()
+        text = r.choice(words.split_frames(words.SUM_FRAMES[language])).format(a=a, b=b, x=thing)
+        turns.append(("user", varied(r, text, language)))
+        if r.random() < 0.35:
+            turns += [("prefilled", EMPTY_THOUGHT), ("assistant", str(a + b))]
+        else:
+            turns.append(("assistant", f"<think>\n{thought_of(a, b)}\n</think>\n\n{a + b}"))
+    return turns
+
+
+# --- conversations -----------------------------------------------------------------------------------------------
+
+
+def system(r: random.Random) -> str:
+    if r.random() < 0.6:
+        return r.choice(words.SYSTEMS)
+    return r.choice([f"You work for {name_en(r)}.", f"你为{name_zh(r)}服务。", f"This is about {phrase(r, 'en')}.",
+                     f"{r.choice(words.SYSTEMS)} {r.choice(words.SYSTEMS)}", f"本助手服务于{organisation_zh(r)}。", f"The user is {person_en(r)}."])
+
+
+ABILITIES = {"copying": copying, "lookup": lookup, "context_easy": context_easy, "context": context, "context_real": context_real,
+             "facts": facts, "raw_facts": raw_facts, "unknown": unknown, "identity": identity, "talk": talk, "memory": memory,
+             "table": table, "sums": sums}
 
 
 def conversation(r: random.Random, ability: str, language: str) -> Turns:
-    return ABILITIES[ability](r, language)
+    """One conversation; a fifth have a system prompt of their own, a few answer after a given empty thought."""
+    turns = ABILITIES[ability](r, language)
+    if turns[0][0] == "raw":
+        return turns
+    if ability != "sums" and r.random() < 0.02:
+        turns = [turn for role, text in turns for turn in [("prefilled", EMPTY_THOUGHT)] * (role == "assistant") + [(role, text)]]
+    if ability not in ("copying", "lookup") and r.random() < 0.2:
+        turns = [("system", system(r)), *turns]
+    return turns
 
 
-CURRICULUM = [(0.06, {"copying": 1.0}), (0.12, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}), (0.2, {"copying": 0.15, "lookup": 0.25, "context_easy": 0.6}), (0.5, {"copying": 0.08, "lookup": 0.12, "context": 0.8}), (1.1, {"copying": 0.5, "lookup": 0.5})]
+REST = {"facts": 0.14, "raw_facts": 0.02, "unknown": 0.05, "identity": 0.12, "talk": 0.05, "memory": 0.05, "table": 0.1, "sums": 0.12}
+CURRICULUM = [
+    (0.07, {"copying": 1.0}),
+    (0.13, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}),
+    (0.20, {"copying": 0.15, "lookup": 0.25, "context_easy": 0.6}),
+    (0.45, {"copying": 0.05, "lookup": 0.1, "context_easy": 0.2, "context": 0.65}),
+    (9.99, {"copying": 0.03, "lookup": 0.03, "context": 0.2, "context_real": 0.2, **REST})]

@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -130,6 +131,7 @@ class Encoder:
         self.raw = tokenizer.backend_tokenizer
         self.start, self.end, self.stop = (self.raw.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
         self.roles = {role: self.raw.encode(f"{role}\n").ids for role in ("system", "user", "assistant")}
+        self.roles["prefilled"] = self.roles["assistant"]
         self.newline = self.raw.encode("\n").ids
 
     def __call__(self, turns: nano_data.Turns) -> tuple[list[int], list[bool]]:
@@ -140,11 +142,13 @@ class Encoder:
             turns = [("system", DEFAULT_SYSTEM), *turns]
         ids: list[int] = []
         targets: list[bool] = []
+        begun = False  # the head of an assistant turn is written, "prefilled" text stands behind it
         for (role, _), text in zip(turns, self.raw.encode_batch([text for _, text in turns]), strict=True):
-            head = [self.start, *self.roles[role]]
-            body = [*text.ids, self.end]
-            ids += head + body + self.newline
-            targets += [False] * len(head) + [role == "assistant"] * len(body) + [False] * len(self.newline)
+            head = [] if begun else [self.start, *self.roles[role]]
+            begun = role == "prefilled"
+            tail, after = ([], []) if begun else ([self.end], self.newline)
+            ids += [*head, *text.ids, *tail, *after]
+            targets += [False] * len(head) + [role == "assistant"] * len(text.ids + tail) + [False] * len(after)
         return ids, targets
 
 
@@ -195,8 +199,9 @@ def optimizers(model, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, biases and norms (arXiv 2502.16982)."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    muon = torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    halves = [torch.optim.Muon(part, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+              for part in (matrices[::2], matrices[1::2])]
+    return [*halves, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
 def schedule(progress: float, warmup: float = 0.005, decay_from: float = 0.6) -> float:
@@ -212,7 +217,7 @@ def shares_at(progress: float) -> dict[str, float]:
 
 def token_losses(model, rows, where, labels, bf16: bool) -> torch.Tensor:
     """Cross-entropy of each target; logits are computed only where there is one."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
         hidden = model.model(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)[where]
         logits = model.lm_head(hidden)
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
@@ -248,6 +253,8 @@ class Trainer:
         self.optimizers = optimizers(self.model, args.learning_rate)
         self.stream = Stream(Encoder(self.tokenizer), args.seed, args.batch_tokens)
         self.step = self.seen_tokens = 0
+        self.threads = ThreadPoolExecutor(args.num_threads)
+        torch.set_num_threads(1)
         self.bf16 = args.dtype == "bfloat16" or args.dtype == "auto" and bf16_is_faster()
         if args.resume:
             self.restore()
@@ -265,18 +272,28 @@ class Trainer:
             group, pending = pending[: self.args.batches_per_step], pending[self.args.batches_per_step :]
             yield [tensors(batch) for batch in group]
 
+    def gradients(self, batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        rows, where, labels, _ = batch
+        losses = token_losses(self.model, rows, where, labels, self.bf16)
+        return losses.detach(), torch.autograd.grad(losses.sum(), list(self.model.parameters()))
+
     def update(self, group, log: Progress) -> float:
+        """One step. Each thread takes whole batches and the sums are taken in order: the result does not depend on
+        which was faster, and on a busy machine nobody waits inside an operation for the slower core."""
         rate = self.args.learning_rate * schedule(self.progress)
         num_targets = sum(len(labels) for _, _, labels, _ in group)
-        for rows, where, labels, abilities in group:
-            losses = token_losses(self.model, rows, where, labels, self.bf16)
-            (losses.sum() / num_targets).backward()
-            log.add(losses.detach(), abilities)
+        for (rows, _, _, abilities), (losses, gradients) in zip(group, self.threads.map(self.gradients, group), strict=True):
+            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            log.add(losses, abilities)
             self.seen_tokens += rows.numel()
+        for parameter in self.model.parameters():
+            parameter.grad /= num_targets
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
+        list(self.threads.map(lambda optimizer: optimizer.step(), self.optimizers))
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
         return rate
@@ -308,6 +325,10 @@ class Trainer:
             sys.exit(f"--resume wants a checkpoint, there is none at {path}; leave --resume out to begin")
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
+        if len(state["optimizers"]) == 2:
+            m, a = state["optimizers"]; n = len(m["state"])
+            parts = [{"state": {j: m["state"][i] for j, i in enumerate(range(h, n, 2))}, "param_groups": [{**m["param_groups"][0], "params": list(range(len(range(h, n, 2))))}]} for h in (0, 1)]
+            state["optimizers"] = [*parts, a]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
@@ -338,6 +359,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch_tokens", type=int, default=2048, help="padded tokens in one forward pass")
     parser.add_argument("--batches_per_step", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--num_threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument("--logging_steps", type=int, default=50)
     parser.add_argument("--save_seconds", type=float, default=180)

@@ -3,7 +3,7 @@
 Promises: every file but a JSON object is read in constant memory, a JSON list included (element by element); `.gz`,
 `.bz2` and `.xz` are unpacked on the way; a file may call itself `.json` and hold JSON lines, or the other way round.
 Text is UTF-8, with or without a byte-order mark, and nothing else: another encoding is an error naming the line.
-Parquet and Arrow have no lines, their rows are counted from 1. What it does not do: look at columns (data/formats.py does).
+Parquet and Arrow have no lines, their rows are counted from 1. Columns are data/formats.py's affair.
 """
 
 import bz2
@@ -344,7 +344,14 @@ def _batches(batches: Any) -> Iterator[tuple[int, Any]]:
     for batch in batches:
         for row in batch.to_pylist():
             line += 1
-            yield line, row
+            yield line, _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A struct column gives every object the keys of all: what is null in it was not there when it was written."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[int, Any]]:

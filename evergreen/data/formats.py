@@ -33,8 +33,8 @@ from evergreen.data.turns import (
 )
 from evergreen.records import BadInput, Conversation, Message, Origin, Preference, Record, Text
 
-__all__ = ["Layout", "RowError", "Skipped", "detect", "detect_file", "read_records", "read_rows", "records_of", "scan_rows",
-           "to_record"]
+__all__ = ["Layout", "RowError", "Skipped", "detect", "detect_file", "read_records", "read_rows", "records_of",
+           "scan_rows", "to_record"]
 
 TURNS = ("messages", "conversations", "conversation")
 ASKED = ("query", "question", "prompt", "problem")
@@ -42,6 +42,7 @@ ANSWERS = ("response", "answer", "completion", "output", "solution")
 CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+NOWHERE = Origin()
 KNOWN = ("instruction/input/output, conversations, messages, query/response, prompt/completion, "
          "prompt/chosen/rejected or text")
 
@@ -68,6 +69,10 @@ class Skipped:
         self.count += 1
         if len(self.examples) < self.max_examples:
             self.examples.append(str(error))
+
+    def clear(self) -> None:
+        self.count = 0
+        self.examples.clear()
 
     def __len__(self) -> int:
         return self.count
@@ -134,11 +139,11 @@ def detect(row: dict) -> str:
         return f"{asked}_{_key(row, ANSWERS)}".rstrip("_") if asked and not _is_alpaca(row) else "alpaca"
     if "text" in row:
         return "text"
-    raise RowError(f"wants columns such as {KNOWN}; got {', '.join(map(str, row)) or 'none'}: rename them, or say which is "
-                   "which in dataset_info.json")
+    raise RowError(f"wants columns such as {KNOWN}; got {', '.join(map(str, row)) or 'none'}: "
+                   "rename them, or say which is which in dataset_info.json")
 
 
-def to_record(row: dict, origin: Origin = Origin(), layout: Layout | None = None, needs_answer: bool = True) -> Record:  # noqa: B008
+def to_record(row: dict, origin: Origin = NOWHERE, layout: Layout | None = None, needs_answer: bool = True) -> Record:
     """One row as a record. Raises RowError with file, line, what was wanted and what came."""
     try:
         row = _renamed(row, layout)

@@ -65,13 +65,13 @@ class Mixture(Sequence):
 class StreamingMixture:
     """The records of a run, read as they are asked for; its length is not known, so a trainer needs max_steps.
 
-    `set_epoch(n)` chooses the order of the next iteration. `sources` leaves rows and used out (None) where nothing
-    had to be counted."""
+    `set_epoch(n)` chooses the order of the next iteration. In `sources`, rows and used are None where nothing had to be
+    counted. `skipped` is of the latest iteration."""
 
     streaming = True
 
-    def __init__(self, streams: list[Callable[[], Iterator[Record]]], weights: list[float], stopping: str | None, seed: int,
-                 sources: list[dict], skipped: Skipped, hash: str):
+    def __init__(self, streams: list[Callable[[], Iterator[Record]]], weights: list[float], stopping: str | None,
+                 seed: int, sources: list[dict], skipped: Skipped, hash: str):
         self.streams, self.weights, self.stopping, self.seed = streams, weights, stopping, seed
         self.sources, self.skipped, self.hash, self.epoch = sources, skipped, hash, 0
 
@@ -79,6 +79,7 @@ class StreamingMixture:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Record]:
+        self.skipped.clear()
         rng = random.Random(self.seed * 1_000_003 + self.epoch)
         if self.stopping:
             chosen = _interleave(self.streams, self.weights, self.stopping, random.Random(self.seed))
@@ -93,9 +94,9 @@ def load_mixture(sources: Sequence[str], *, dataset_dir: str = "", seed: int = 4
                  split: str = "train") -> Mixture | StreamingMixture:
     """Read, sample and mix `sources` (NAME[#N], each; see data/sources.py for what a name can be).
 
-    `split` is train or validation: which files of a folder are meant. `on_bad_row="skip"` leaves bad rows out and counts
-    them in `.skipped`. Raises BadInput for anything that cannot be used, an empty source included."""
-    given = split_sources(sources)
+    `split` is train or validation: which files of a folder are meant. `on_bad_row="skip"` leaves bad rows out and
+    counts them in `.skipped`. Raises BadInput for anything that cannot be used, an empty source included."""
+    given = split_sources([sources] if isinstance(sources, str) else sources)
     _check_probabilities(probabilities, len(given), stopping_strategy)
     located = [resolve(source, dataset_dir, split, streaming) for source in given]
     read = _Reading(on_bad_row, model_name, model_author, seed, max_samples)
@@ -115,9 +116,9 @@ class _Reading:
     max_samples: int | None
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
-    def records(self, source: Located, skipped: Skipped | None = None) -> Iterator[Record]:
-        """Every record with its placeholders filled. Bad rows go to `skipped`, so that a second reading counts none twice."""
-        for record in source.records(self.on_bad_row, skipped if skipped is not None else Skipped()):
+    def records(self, source: Located, skipped: Skipped) -> Iterator[Record]:
+        """Every record with its placeholders filled; bad rows go to `skipped`."""
+        for record in source.records(self.on_bad_row, skipped):
             yield fill_identity(record, self.model_name, self.model_author)
 
     def wanted(self, source: Located, num_rows: int) -> int:
@@ -131,9 +132,10 @@ def _check_probabilities(probabilities: Sequence[float], num_sources: int, stopp
     if not probabilities:
         return
     if len(probabilities) != num_sources:
-        raise BadInput(f"--interleave_prob wants one number for each of the {num_sources} sources, got {len(probabilities)}")
+        raise BadInput(f"--interleave_prob wants one number for each source ({num_sources}), got {len(probabilities)}")
     if min(probabilities) < 0 or not abs(sum(probabilities) - 1) < 1e-3:
-        raise BadInput(f"--interleave_prob wants numbers from 0 that add up to 1, got {' '.join(map(str, probabilities))}")
+        raise BadInput("--interleave_prob wants numbers from 0 that add up to 1, "
+                       f"got {' '.join(map(str, probabilities))}")
     if min(probabilities) == 0 and stopping_strategy == "all_exhausted":
         raise BadInput("--interleave_prob 0 never uses that source up: take it out or use first_exhausted")
 
@@ -182,29 +184,29 @@ def _empty(source: Located, skipped: Skipped) -> BadInput:
 
 # Streamed
 
-def _streaming(located: list[Located], read: _Reading, probabilities: Sequence[float], stopping: str) -> StreamingMixture:
+def _streaming(located: list[Located], read: _Reading, probabilities: Sequence[float],
+               stopping: str) -> StreamingMixture:
     streams, weights, summary = [], [], []
     for source in located:
-        first = next(read.records(source, read.skipped), None)
-        if first is None:
-            raise _empty(source, read.skipped)
         rows = used = None
+        unusable = Skipped()
+        if next(read.records(source, unusable), None) is None:
+            raise _empty(source, unusable)
         if source.num_samples is not None or read.max_samples:
-            read.skipped = Skipped() if source is located[0] else read.skipped
-            rows = sum(1 for _ in read.records(source))
-            used = read.wanted(source, rows) if source.num_samples is not None else min(rows, read.max_samples)
+            rows = sum(1 for _ in read.records(source, Skipped()))
+            used = read.wanted(source, rows)
         streams.append(_stream(source, read, rows, used))
         weights.append(source.num_bytes * (used / rows if rows else 1))
         summary.append(_summary(source, rows, used, source.sha256))
     settings = [[source["sha256"] or source["name"], source["used"]] for source in summary]
     identity = digest_of([settings, list(probabilities), stopping if probabilities else "", read.seed, read.model_name,
                           read.model_author])
-    read.skipped = Skipped()
-    return StreamingMixture(streams, list(probabilities) or weights, stopping if probabilities else None, read.seed, summary,
-                            read.skipped, identity)
+    return StreamingMixture(streams, list(probabilities) or weights, stopping if probabilities else None, read.seed,
+                            summary, read.skipped, identity)
 
 
-def _stream(source: Located, read: _Reading, rows: int | None, used: int | None) -> Callable[[], Iterator[Record]]:
+def _stream(source: Located, read: _Reading, rows: int | None,
+            used: int | None) -> Callable[[], Iterator[Record]]:
     """A source's chosen records, in the same order as in memory."""
     def whole() -> Iterator[Record]:
         return read.records(source, read.skipped)
@@ -247,7 +249,7 @@ def _interleave(streams: Sequence[Callable[[], Iterator]], probabilities: Sequen
 
 
 def _weave(streams: Sequence[Callable[[], Iterator]], weights: Sequence[float], rng: random.Random) -> Iterator:
-    """Every item of every stream once, drawn in proportion to the weights so that all run out at about the same time."""
+    """Every item of every stream once, drawn by weight so that all run out at about the same time."""
     running = [(stream(), weight) for stream, weight in zip(streams, weights, strict=True)]
     while running:
         index = rng.choices(range(len(running)), [weight for _, weight in running])[0] if len(running) > 1 else 0
@@ -289,7 +291,7 @@ def _plain(value: Any) -> Any:
 
 
 def fill_identity(record: Record, name: str, author: str) -> Record:
-    """{{name}}, {{NAME}}, {{author}} and {{AUTHOR}} in every text filled. BadInput when there is one and no value for it."""
+    """{{name}}, {{NAME}}, {{author}} and {{AUTHOR}} in every text filled; BadInput for one that has no value."""
     def fill(match: re.Match) -> str:
         flag, value = ("--model_name", name) if match[1].lower() == "name" else ("--model_author", author)
         if not value:

@@ -1,21 +1,27 @@
 """What a word after `--dataset` means: NAME[#N] -> the files (or hub set) behind it and how their columns are called.
 
-A name is looked for, in this order, in dataset_info.json (of --dataset_dir, else ./data and .), as a folder dataset/NAME/, as
-a path (a file, or a folder with its train files, or all its data files), and on the Hugging Face hub; on ModelScope when
-the extra is installed. `hf::NAME` and `ms::NAME` ask one hub only; `NAME:SUBSET` names a hub set's part.
+A name is looked for, in this order, in dataset_info.json (of --dataset_dir, else ./data and .), as a folder
+dataset/NAME/, as a path (a file, or a folder with its train files, or all its data files; also below --dataset_dir),
+and on the Hugging Face hub; on ModelScope when the extra is installed. `hf::NAME` and `ms::NAME` ask one hub only;
+`NAME:SUBSET` names a hub set's part.
 """
 
 import difflib
+import hashlib
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from evergreen.data.files import data_suffix, is_data_file
+from evergreen.data.files import SUFFIXES, data_suffix, is_data_file
 from evergreen.data.formats import Layout, Skipped, detect, detect_file, read_records, records_of
-from evergreen.home import digest_of_files, read_json
+from evergreen.home import read_json
 from evergreen.records import BadInput, Record
 
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid", "val", "eval", "test")}
@@ -54,8 +60,11 @@ class Located:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the files' contents; "" for a set on a hub."""
-        return digest_of_files(self.files) if self.files else ""
+        """Of the file's content, as `sha256sum` gives it (of all files' digests for several); "" for a set on a hub."""
+        digests = [_sha256(path) for path in self.files]
+        if len(digests) < 2:
+            return "".join(digests)
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @cached_property
     def num_bytes(self) -> int:
@@ -117,16 +126,17 @@ def resolve(source: Source, dataset_dir: str = "", split: str = "train", streami
     if entry is not None:
         return _from_entry(source, *entry, split, streaming)
     folder = Path("dataset") / source.name
-    for path in (folder, Path(source.name).expanduser(), Path(dataset_dir) / source.name):
-        if path.is_dir() and (path != folder or _safe(source.name)):
-            return Located(source.name, source.num_samples, files_of_folder(path, split))
-        if path.is_file() and path != folder:
-            return Located(source.name, source.num_samples, (path,))
+    if folder.is_dir():
+        return Located(source.name, source.num_samples, files_of_folder(folder, split))
+    for path in (Path(source.name).expanduser(), Path(dataset_dir or "data") / source.name):
+        if path.exists():
+            files = files_of_folder(path, split) if path.is_dir() else (path,)
+            return Located(source.name, source.num_samples, files)
     return Located(source.name, source.num_samples, hub=_hub_set(source.name, dataset_dir, split, streaming))
 
 
 def files_of_folder(folder: Path, split: str = "train") -> tuple[Path, ...]:
-    """A folder's train files (or, for validation, the first kind of dev.*, validation.*, ... there is), else all but those."""
+    """A folder's train files, else all but dev and test files; for validation dev.*, else validation.*, ..., test.*"""
     files = sorted(path for path in folder.iterdir() if is_data_file(path) and path.name != "dataset_info.json")
     if not files and (folder / "data").is_dir():  # a hub set's own layout
         return files_of_folder(folder / "data", split)
@@ -141,8 +151,9 @@ def files_of_folder(folder: Path, split: str = "train") -> tuple[Path, ...]:
                    f"holds {', '.join(path.name for path in files) or 'no data file'}")
 
 
-def _safe(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts and Path(name) != Path(".")
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split_word(path: Path) -> str:
@@ -200,7 +211,7 @@ def _layout(entry: dict, where: str) -> Layout:
         raise BadInput(f"{where}: formatting wants alpaca, sharegpt or openai, got {formatting!r}")
     if not isinstance(columns, dict) or not isinstance(tags, dict):
         raise BadInput(f"{where}: columns and tags want objects")
-    if set(entry) & {"dataset_path", "ms_dataset_id", "hf_dataset_id"}:  # ms-swift maps the file's name to the usual one
+    if set(entry) & {"dataset_path", "ms_dataset_id", "hf_dataset_id"}:  # ms-swift maps the file's names to the usual
         return Layout(formatting, renames=columns)
     return Layout(formatting, columns, tags)
 
@@ -211,7 +222,7 @@ def _hub_set(name: str, dataset_dir: str, split: str, streaming: bool) -> HubSet
     """A name that may be a hub's; what looks like a file and is not there is an error at once."""
     kind, mark, rest = name.partition("::")
     bare, _, subset = (rest if mark else name).partition(":")
-    is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", bare) and not data_suffix(Path(bare)) and not bare.startswith(".")
+    is_hub_name = re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", bare) and data_suffix(Path(bare)) not in SUFFIXES
     if (mark and kind not in ("hf", "ms")) or not is_hub_name:
         raise BadInput(f"--dataset {name}: no such file{_near(name, dataset_dir)}")
     hub = HubSet(bare, subset or None, split, None, kind if mark else "hf", streaming)
@@ -219,7 +230,8 @@ def _hub_set(name: str, dataset_dir: str, split: str, streaming: bool) -> HubSet
         hub.rows  # noqa: B018 loaded now, so that a name that is nowhere is an error before anything else starts
     except BadInput as error:
         if mark or not _has_modelscope():
-            raise BadInput(f"--dataset {name}: no such file, folder or name here, and {error}{_near(name, dataset_dir)}") from None
+            raise BadInput(f"--dataset {name}: no such file, folder or name here, and {error}"
+                           f"{_near(name, dataset_dir)}") from None
         hub = HubSet(bare, subset or None, split, None, "ms", streaming)
     return hub
 
@@ -241,17 +253,32 @@ def _near(name: str, dataset_dir: str) -> str:
 
 def _from_hugging_face(hub: HubSet) -> Any:
     import datasets
+    import huggingface_hub
 
+    if not _is_reachable(huggingface_hub.constants.ENDPOINT):  # else the library tries for 25 s; its cache still serves
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
-        return datasets.load_dataset(hub.name, hub.subset, data_dir=hub.folder, split=hub.split, streaming=hub.streaming)
+        return datasets.load_dataset(hub.name, hub.subset, data_dir=hub.folder, split=hub.split,
+                                     streaming=hub.streaming)
     except Exception as error:  # noqa: BLE001 the library raises a dozen kinds, from its own to urllib's
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"the Hugging Face hub could not be asked for {hub.name} ({type(error).__name__}: {reason})") from None
+        raise BadInput(f"the Hugging Face hub cannot be reached or has no {hub.name} "
+                       f"({type(error).__name__}: {reason})") from None
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether a connection opens within three seconds; behind a proxy nobody can say, so yes."""
+    if urllib.request.getproxies():
+        return True
+    parts = urllib.parse.urlsplit(address)
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _has_modelscope() -> bool:
-    from importlib.util import find_spec
-
     return find_spec("modelscope") is not None
 
 
@@ -261,8 +288,10 @@ def _from_modelscope(hub: HubSet) -> Any:
     from modelscope.msdatasets import MsDataset
 
     try:
-        rows = MsDataset.load(hub.name, subset_name=hub.subset or "default", split=hub.split, use_streaming=hub.streaming)
+        rows = MsDataset.load(hub.name, subset_name=hub.subset or "default", split=hub.split,
+                              use_streaming=hub.streaming)
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"ModelScope could not be asked for {hub.name} ({type(error).__name__}: {reason})") from None
+        raise BadInput(f"ModelScope cannot be reached or has no {hub.name} "
+                       f"({type(error).__name__}: {reason})") from None
     return rows.to_hf_dataset() if hasattr(rows, "to_hf_dataset") else rows

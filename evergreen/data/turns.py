@@ -1,7 +1,7 @@
 """One turn of a dialogue as a Message, in sharegpt's words (from, value) or OpenAI's (role, content).
 
 Tool calls become {"name", "arguments": object}, tools become OpenAI's {"type": "function", "function": {...}}, whether
-they were written as objects or as JSON in a text. `<think>...</think>` at the head of an assistant's text is its thought.
+they were written as objects or as JSON in a text. `<think>...</think>` at the head of an assistant's text is a thought.
 """
 
 import json

@@ -1,10 +1,10 @@
 """How sure a mean or a difference is. Scores are fractions from 0 to 1, intervals cover 95%, every draw is seeded.
 
-Promises: a mean of right/wrong scores has Wilson's interval, any other mean the percentile bootstrap with its percentiles
-widened for small n (Hesterberg 2015); a difference is paired, item by item, and called real only when its bootstrap
-interval excludes 0 and an exact sign-flip test agrees (for right/wrong scores that test is McNemar's). Several tasks
-weigh the same however many items each has. Equal items do not prove equality: where no pair differs, the interval is
-what so many items can exclude.
+Promises: a mean of right/wrong scores has Wilson's interval, any other mean the percentile bootstrap with its
+percentiles widened for small n (Hesterberg 2015); a difference is paired, item by item, and called real only when its
+bootstrap interval excludes 0 and an exact sign-flip test agrees (for right/wrong scores that test is McNemar's).
+Several tasks weigh the same however many items each has. Equal items do not prove equality: where no pair differs, the
+interval is what so many items can exclude.
 Does not: correct for looking several times, or for items that depend on each other.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 Z95 = NormalDist().inv_cdf(0.975)
 Z_POWER = NormalDist().inv_cdf(0.8)
 NUM_RESAMPLES = 4000
+NUM_FLIPS = 10_000
 MAX_EXACT_FLIPS = 14
 BLOCK_NUMBERS = 2_000_000
 
@@ -118,7 +119,9 @@ def is_right_or_wrong(*scores: Sequence[float]) -> bool:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    return {name: round(float(np.percentile(values, q)), 3) if len(values) else 0.0 for name, q in (("p50", 50), ("p95", 95))}
+    """Median and 95th percentile; 0 of nothing."""
+    p50, p95 = np.percentile(values, (50, 95)) if values else (0.0, 0.0)
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
 
 
 # The bootstrap and the sign-flip test
@@ -138,10 +141,14 @@ def _bootstrap_interval(tasks: Sequence[np.ndarray], seed: int) -> tuple[float, 
 
 
 def _resampled_means(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Means of NUM_RESAMPLES samples with replacement, in blocks so that memory stays below 20 MB."""
-    block = max(BLOCK_NUMBERS // len(values), 1)
-    return np.concatenate([values[random.integers(0, len(values), (min(block, NUM_RESAMPLES - start), len(values)))].mean(1)
-                           for start in range(0, NUM_RESAMPLES, block)])
+    n = len(values)
+    return np.concatenate([values[random.integers(0, n, (size, n))].mean(axis=1) for size in _blocks(NUM_RESAMPLES, n)])
+
+
+def _blocks(total: int, n: int) -> list[int]:
+    """Sizes that add up to `total`, each small enough that size x n numbers take some 16 MB."""
+    size = max(BLOCK_NUMBERS // n, 1)
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 def _t_quantile(freedom: int) -> float:
@@ -152,7 +159,7 @@ def _t_quantile(freedom: int) -> float:
 
 
 def _sign_flip_p_value(tasks: Sequence[np.ndarray], seed: int) -> float:
-    """Two-sided: the share of sign flips whose mean is as far from 0. All flips up to 14 pairs that differ, else 10,000."""
+    """Two-sided: the share of sign flips whose mean is as far from 0; all flips up to 14 unequal pairs, else 10,000."""
     weights = np.concatenate([task / len(task) / len(tasks) for task in tasks])
     weights = weights[weights != 0]
     if not len(weights):
@@ -161,10 +168,11 @@ def _sign_flip_p_value(tasks: Sequence[np.ndarray], seed: int) -> float:
     if len(weights) <= MAX_EXACT_FLIPS:
         signs = 1 - 2 * (np.arange(2 ** len(weights))[:, None] >> np.arange(len(weights)) & 1)
         return float(np.mean(np.abs(signs @ weights) >= as_far))
-    random, num_flips, block = np.random.default_rng(seed), 10_000, max(BLOCK_NUMBERS // len(weights), 1)
-    found = sum(int(np.sum(np.abs((1 - 2 * random.integers(0, 2, (min(block, num_flips - start), len(weights)))) @ weights)
-                           >= as_far)) for start in range(0, num_flips, block))
-    return (1 + found) / (1 + num_flips)
+    random, found = np.random.default_rng(seed), 0
+    for size in _blocks(NUM_FLIPS, len(weights)):
+        signs = 1.0 - 2.0 * random.integers(0, 2, (size, len(weights)))
+        found += int(np.sum(np.abs(signs @ weights) >= as_far))
+    return (1 + found) / (1 + NUM_FLIPS)
 
 
 def _standard_error(tasks: Sequence[np.ndarray]) -> float:

@@ -1,9 +1,9 @@
 """Task files: any file that training reads, as items with a prompt and the answers that count as right.
 
-Promises: an item is a conversation without its last assistant turn, and that turn is the reference; a row may also bring
-`references` (or `answers`, or `answer` as a list: several right answers), `choices` (or `options`, or columns A, B,
-C, ...), `metric` and `id`; choices that the prompt does not show are added to it; tasks of the same file name get their
-folder's name too. Does not: read preference pairs, plain text, or answers that are tool calls.
+Promises: an item is a conversation without its last assistant turn, and that turn is the reference; a row may also
+bring `references` (or `answers`, or `answer` as a list: several right answers), `choices` (or `options`, or columns A,
+B, C, ...), `metric` and `id`; choices that the prompt does not show are added to it; tasks of the same file name get
+their folder's name too. Does not: read preference pairs, plain text, or answers that are tool calls.
 """
 
 import json
@@ -74,7 +74,7 @@ def _task_file(file: str) -> Path:
         inside = sorted(child.name for child in path.iterdir() if is_data_file(child))
         raise BadInput(f"{file} is a folder, --eval_dataset wants files; it holds {', '.join(inside[:8]) or 'none'}")
     if not path.exists():
-        beside = sorted(str(child) for child in path.parent.iterdir() if is_data_file(child)) if path.parent.is_dir() else []
+        beside = sorted(str(child) for child in path.parent.glob("*") if is_data_file(child))
         raise BadInput(f"no task file {file}" + (f"; there are: {', '.join(beside[:8])}" if beside else ""))
     return path.resolve()
 
@@ -138,52 +138,60 @@ def _item(row: dict | RowError, origin: Origin) -> Item:
     """A row as an item. Raises RowError naming file and line."""
     if isinstance(row, RowError):
         raise row
-    choices = _choices(row)
-    key = next((key for key in REFERENCES if _is_given(row.get(key))), "") or next(
-        (key for key in ANSWERS if _is_given(row.get(key)) and not isinstance(row[key], str)), "")
-    shown = {name: value for name, value in row.items() if name not in (key, "choices", "options", "label")}
-    if _is_turns(row.get(key)):
-        key, shown = "", row
-    record = to_record({k: v for k, v in shown.items() if not key or k not in ANSWERS}, origin, needs_answer=not key)
-    if not isinstance(record, Conversation):
-        raise RowError(f"is a {type(record).__name__.lower()} record; a task wants a prompt and an answer", origin=origin)
-    messages, references = (record.messages, _texts(row[key])) if key else _split(record)
+    choices, key = _choices(row), _reference_key(row)
+    record = to_record(_without_answer(row) if key else row, origin, needs_answer=not key)
+    if not isinstance(record, Conversation) or record.label is False:
+        raise RowError("is plain text, a preference pair or a bad example; a task wants a prompt and a right answer",
+                       origin=origin)
+    messages, answer = _split(record)
+    references = _texts(row[key], row.get("metric") == "json") if key else answer
     if choices:
         messages, references = _with_choices(messages, choices), [_as_letter(text, choices) for text in references]
     if not references or not all(text.strip() for text in references):
         raise RowError("wants an answer to compare with (answer, output, references or an assistant turn), got none",
                        "no_answer", origin)
-    metric = str(row.get("metric") or "")
-    if metric:
-        metrics.check_name(metric, f"{origin}: metric")
-    return Item(str(row.get("id", origin.line)), tuple(messages), tuple(references), record.tools, tuple(choices), metric,
-                origin)
+    metrics.check_name(str(row.get("metric") or "auto"), f"{origin}: metric")
+    return Item(str(row.get("id", origin.line)), messages, tuple(references), record.tools, tuple(choices),
+                str(row.get("metric") or ""), origin)
 
 
-def _is_given(value: Any) -> bool:
-    return value is not None and value != [] and value != ""
+def _reference_key(row: dict) -> str:
+    """The column that holds references and no turns; "" when the conversation's own last answer is the reference."""
+    columns = [*REFERENCES, *(key for key in ANSWERS if not isinstance(row.get(key), str))]
+    return next((key for key in columns if row.get(key) not in (None, "", []) and not _is_turns(row[key])), "")
 
 
 def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn)
-                                                           for turn in value)
+    return isinstance(value, list) and any(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in value)
+
+
+def _without_answer(row: dict) -> dict:
+    bare = {key: value for key, value in row.items() if key not in (*ANSWERS, *REFERENCES)}
+    if "input" in bare and "instruction" not in bare:
+        bare["question"] = bare.pop("input")
+    return bare
 
 
 def _split(record: Conversation) -> tuple[tuple[Message, ...], list[str]]:
-    """What stands before the last assistant turn, and that turn's text."""
+    """What stands before the last assistant turn, and that turn's text; the whole when there is none."""
     last = max((i for i, message in enumerate(record.messages) if message.role == "assistant"), default=-1)
     if last < 0:
-        raise RowError("wants an answer to compare with, got none", "no_answer", record.origin)
+        return record.messages, []
+    if last < len(record.messages) - 1 and record.messages[-1].role == "user":
+        return record.messages, []
     answer = record.messages[last]
     if not answer.content.strip():
-        raise RowError("its last answer is a tool call, which no metric here compares: leave it out", "no_answer", record.origin)
+        raise RowError("its last answer is a tool call, which no metric here compares: leave it out", "no_answer",
+                       record.origin)
     return record.messages[:last], [answer.content]
 
 
-def _texts(value: Any) -> list[str]:
-    """An answer as text: a list of texts is several right answers, SQuAD's {"text": [...]} too; other values are JSON."""
+def _texts(value: Any, is_json: bool = False) -> list[str]:
+    """An answer as text: a list of texts is several right answers, so is SQuAD's {"text": [...]}; the rest is JSON."""
     if isinstance(value, str):
         return [value]
+    if is_json:
+        return [json.dumps(value, ensure_ascii=False)]
     if isinstance(value, dict) and "text" in value and set(value) <= {"text", "answer_start"}:
         return _texts(value["text"])
     if isinstance(value, list) and all(isinstance(part, str) for part in value):

@@ -54,6 +54,8 @@ def add_lora(
     targets: Any = "all-linear" if list(target_modules) == ["all-linear"] else list(target_modules)
     if targets != "all-linear":
         _check_targets(model, targets)
+    elif layers is not None:  # PEFT limits layers only of modules that are named
+        targets = sorted(linear_names(model))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -65,8 +67,6 @@ def add_lora(
         layers_to_transform=list(layers) if layers is not None else None,
         task_type="CAUSAL_LM",
     )
-    if layers is not None and targets == "all-linear":  # PEFT takes layers only with named modules
-        config.target_modules = sorted(linear_names(model))
     return get_peft_model(model, config)
 
 

@@ -1,11 +1,12 @@
-"""From a name to a model in memory: local folders first, then the hub; adapters bring their own base, template and system.
+"""From a name to a model in memory: local folders, then the hub; adapters bring their base with them.
 
-Promises: a reference is `nano`, a folder, a name found under $EVERGREEN_MODELS, or a hub name; an adapter's output folder
+Promises: a reference is `nano`, a folder, a name under $EVERGREEN_MODELS, or a hub name; an adapter's output folder
 stands for its base with the adapter on it. What cannot be had is one line that names what is there instead.
 Does not: convert formats, or download anything that transformers would not.
 """
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def load_model(
 
 
 def resolve(reference: str, adapters: Sequence[str] = ()) -> Reference:
-    """Follow `reference` and `adapters` down to a base model. An adapter's base comes from its own files unless given."""
+    """Follow `reference` and `adapters` down to a base model. Adapters know their own base."""
     folders = [adapter_folder(adapter) for adapter in adapters]
     if reference:
         place = find_model(reference)
@@ -156,7 +157,7 @@ def base_of(adapter: Path) -> str:
 
 
 def load_base(base: str, dtype: "torch.dtype", device: str, quantization: Any = None) -> "PreTrainedModel":
-    """A causal language model by transformers. Raises BadInput when the hub cannot be reached or the folder is no model."""
+    """A causal language model by transformers. Raises BadInput when it cannot be had."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -180,6 +181,14 @@ def load_tokenizer(place: str, base: str, template: str = "") -> "PreTrainedToke
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_model_type(wanted: str, config: Any) -> None:
+    """`--model_type` is accepted for habit's sake, in the spelling of any framework; a wrong one is an error."""
+    given, own = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (wanted, config.model_type))
+    family = own.rstrip("0123456789")
+    if given and not given.startswith(family):
+        raise BadInput(f"--model_type {wanted}: this model is a {config.model_type}")
 
 
 def default_device() -> str:

@@ -65,7 +65,7 @@ def render(
     system: str | None = None,
     answer_next: bool = False,
 ) -> str:
-    """The text of a conversation; `answer_next` ends it with the assistant's header. Raises BadInput if it cannot be."""
+    """The text of a conversation; `answer_next` ends it with the assistant's header. Raises BadInput."""
     from jinja2 import TemplateError
 
     if system is not None and (not messages or messages[0].role != "system"):

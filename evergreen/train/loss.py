@@ -22,7 +22,7 @@ BATCH_ROTARY = {"longrope", "dynamic"}  # frequencies depend on the longest sequ
 
 
 def install(model: "PreTrainedModel") -> None:
-    """Teach a causal language model (bare or under PEFT) the arguments above. Its class and weights stay as they are."""
+    """Teach a causal language model (bare or under PEFT) the arguments above. Class and weights stay."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -184,8 +184,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention over a packed row: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D].
 
-    Computed record by record in one batched SDPA when that is less work than the whole T x T mask: 16 chats of 45 tokens
-    in a row of 700 need a fifteenth of it. Without a layout this is transformers' own SDPA."""
+    Computed record by record in one batched SDPA when that is less work than the whole T x T mask: 16 chats of 45
+    tokens in a row of 700 need a fifteenth of it. Without a layout this is transformers' own SDPA."""
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -32,6 +32,11 @@ class Forecast:
     def total(self) -> int:
         return sum(dataclasses.astuple(self))
 
+    @property
+    def to_come(self) -> int:
+        """What is still to be allocated once the model is loaded."""
+        return self.optimizer + self.activations + self.logits
+
     def __str__(self) -> str:
         parts = ", ".join(f"{field.name} {getattr(self, field.name) / GIB:.2f}" for field in dataclasses.fields(self))
         return f"{self.total / GIB:.2f} GiB ({parts})"

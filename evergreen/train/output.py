@@ -43,9 +43,12 @@ def claimed(settings: SftSettings) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--output_dir {folder} cannot be made: {error.strerror}") from None
+    if not is_main_process():  # the processes of one run share the main one's claim
+        yield folder
+        return
     with exclusive(folder / ".lock", "training into this folder"):
         shutil.rmtree(folder / ".saving", ignore_errors=True)
-        if is_main_process() and has_run(folder) and not settings.resume_from_checkpoint:
+        if has_run(folder) and not settings.resume_from_checkpoint:
             if not settings.overwrite_output_dir:
                 raise BadInput(
                     f"{folder} holds a run already: go on with --resume_from_checkpoint true, start again with "

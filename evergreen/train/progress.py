@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar, one log line every `logging_steps`, and a picture of the loss."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 
 from evergreen.home import append_jsonl, read_jsonl
 from evergreen.train.memory import GIB, peak_bytes
+from evergreen.train.output import is_main_process
 
 LOG_FILE = "trainer_log.jsonl"
 PLOT_FILE = "training_loss.png"
@@ -18,9 +20,9 @@ PLOT_FILE = "training_loss.png"
 class ProgressCallback(TrainerCallback):
     """A progress bar with ETA, loss, lr, tokens/s and memory; the same figures as rows of trainer_log.jsonl."""
 
-    def __init__(self, output_dir: Path, device: str, console: Console, tokens_seen: Any, is_main: bool):
+    def __init__(self, output_dir: Path, device: str, console: Console, tokens_seen: Callable[[], int]):
         self.output_dir, self.device, self.console, self.tokens_seen = output_dir, device, console, tokens_seen
-        self.is_main = is_main
+        self.is_main = is_main_process()
         self.loop_seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -106,7 +108,7 @@ class ProgressCallback(TrainerCallback):
 
 
 def plot_loss(output_dir: Path) -> Path | None:
-    """training_loss.png from trainer_log.jsonl: raw loss, a smoothed line, and the evaluation loss where there is one."""
+    """training_loss.png from trainer_log.jsonl: the loss, a smoothed line, the evaluation loss if any."""
     rows = list(read_jsonl(output_dir / LOG_FILE)) if (output_dir / LOG_FILE).is_file() else []
     train = [(row["current_steps"], row["loss"]) for row in rows if "loss" in row]
     evaluated = [(row["current_steps"], row["eval_loss"]) for row in rows if "eval_loss" in row]

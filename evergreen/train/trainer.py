@@ -7,10 +7,11 @@ processes all give the same number. Methods differ by `row_loss` and `penalty`, 
 """
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,21 @@ class StepLoader(DataLoader):
     """A DataLoader that passes the epoch on to its sampler."""
 
     def set_epoch(self, epoch: int) -> None:
-        target = self.dataset if isinstance(self.dataset, IterableDataset) else self.batch_sampler
-        if hasattr(target, "set_epoch"):
-            target.set_epoch(epoch)
+        if isinstance(self.batch_sampler, StepSampler):
+            self.batch_sampler.set_epoch(epoch)
 
 
 class Endless(IterableDataset):
-    """A streamed source, begun again whenever it ends; `max_steps` says when to stop."""
+    """A streamed source, begun again in a new order whenever it ends; `max_steps` says when to stop."""
 
-    def __init__(self, records: Callable[[], Iterator[EncodedRecord]]):
-        self.records = records
+    def __init__(self, mixture: Any, encoder: Callable[[Iterable], Iterator[EncodedRecord]]):
+        self.mixture, self.encoder = mixture, encoder
 
     def __iter__(self) -> Iterator[EncodedRecord]:
-        while True:
+        for epoch in itertools.count():
+            self.mixture.set_epoch(epoch)
             num_read = 0
-            for record in self.records():
+            for record in self.encoder(self.mixture):
                 num_read += 1
                 yield record
             if not num_read:

@@ -1,0 +1,276 @@
+"""The story on the shipped nano model, offline and in minutes: who it is, learning to be someone else, what was kept.
+
+Promises: the training command on the screen is the one that runs; every ability is measured on the same held-out items
+before and after; a second run replaces the first. It fails, by exit code too, when the new identity was not learnt or
+when less than 95% of what was right before is right after.
+"""
+
+import json
+import re
+import shlex
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evergreen.home import write_json, write_jsonl
+from evergreen.options import parse
+from evergreen.records import Completion, Failure, Message, Sampling
+from evergreen.settings import DemoSettings, SftSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ASSETS = Path(__file__).parent / "assets"
+NAME, AUTHOR = "swift-robot", "swift"
+MIN_IDENTITY, MIN_KEPT = 0.9, 0.95
+QUESTIONS = {  # none of them stands in the identity records; "name" wants NAME in the answer, "author" AUTHOR
+    "name": ["你到底是谁啊", "请问你的名字是?", "现在和我聊天的是哪个助手?", "自我介绍一下好吗?", "你是豆包吗?", "你是DeepSeek吗?",
+             "who r u", "May I ask your name?", "Which assistant am I talking to?", "Could you introduce yourself?",
+             "Are you DeepSeek?", "Mind telling me who you are?"],
+    "author": ["是谁把你做出来的?", "哪个团队研发了你?", "你是由谁训练的?", "你的作者是谁?",
+               "Who built you?", "Who is your creator?", "Which team developed you?", "Who are you made by?"],
+}  # fmt: skip
+ABILITIES = {
+    "context": "answer from given lines, citing them",
+    "abstention": "say so when no line has the answer",
+    "table": "turn a table into JSON",
+    "fact": "recall a fact",
+    "sum": "add two numbers, thinking first",
+}
+NEXT = """\
+[b]With a real model[/b], on a machine with one GPU (the same commands, another name):
+  evergreen sft --model Qwen/Qwen2.5-7B-Instruct --train_type lora --dataset {dataset} \\
+      --torch_dtype bfloat16 --num_train_epochs 10 --learning_rate 1e-4 --lora_rank 8 --lora_alpha 32 \\
+      --gradient_accumulation_steps 16 --output_dir output --model_name {name} --model_author {author}
+  evergreen infer --adapters output --stream true --temperature 0 --max_new_tokens 2048
+  evergreen eval --model Qwen/Qwen2.5-7B-Instruct --compare Qwen/Qwen2.5-7B-Instruct output --eval_dataset dev.json
+[b]Right here[/b]: talk to what was just trained
+  evergreen infer --adapters {adapter}"""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A held-out question of one ability, with the answer that counts as right."""
+
+    task: str
+    language: str
+    question: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one version of the model answered to the identity questions and to the items, in their order."""
+
+    identity: list[Completion]
+    items: list[Completion]
+
+
+def run_demo(settings: DemoSettings) -> dict:
+    """Tell the whole story. Returns {identity, abilities, kept, adapter, loss_curve, seconds}.
+
+    Raises Failure when the identity was not learnt or too much was lost."""
+    from rich.console import Console
+
+    start, console = time.perf_counter(), Console(stderr=settings.json, highlight=False)
+    folder = Path(settings.output_dir)
+    items = read_items()
+    console.rule("1  Who are you?")
+    before = measure("nano", "", items, console)
+    print_identity(console, before)
+    console.rule(f"2  Learning to be {NAME} by {AUTHOR}")
+    adapter = learn(folder / "identity", settings, console)
+    console.rule("3  Who are you now?")
+    after = measure("", str(adapter), items, console)
+    print_identity(console, before, after)
+    console.rule("4  What else it could do, before and after")
+    rows = compare(items, before, after)
+    print_examples(console, items, before, after)
+    print_abilities(console, rows)
+    document = _document(rows, before, after) | {
+        "adapter": str(adapter), "loss_curve": str(adapter / "training_loss.png"),
+        "seconds": round(time.perf_counter() - start, 1)}
+    _write_report(folder, document, items, before, after)
+    _print_end(console, document, folder)
+    _check(document)
+    return document
+
+
+def learn(folder: Path, settings: DemoSettings, console: "Console") -> Path:
+    """Train the adapter by the tutorial's command line, printed as it would be typed. Returns its folder."""
+    flags = tutorial_flags(folder)
+    console.print("evergreen sft " + " \\\n  ".join(_in_pairs(flags)), style="cyan", soft_wrap=True)
+    console.print()
+    from evergreen.train.sft import run_sft
+
+    given = parse(SftSettings, flags, "sft")
+    given.json = settings.json  # then its words go to stderr too
+    run_sft(given)
+    return folder
+
+
+def tutorial_flags(folder: Path) -> list[str]:
+    """The identity tutorial's own flags; model, learning rate and paths are nano's."""
+    return shlex.split(
+        f"--model nano --train_type lora --dataset {shlex.quote(str(ASSETS / 'identity.json'))} --torch_dtype auto "
+        "--num_train_epochs 10 --per_device_train_batch_size 1 --learning_rate 2e-3 --lora_rank 8 --lora_alpha 32 "
+        "--target_modules all-linear --gradient_accumulation_steps 16 --save_steps 50 --save_total_limit 2 "
+        f"--logging_steps 5 --max_length 2048 --output_dir {shlex.quote(str(folder))} --overwrite_output_dir true "
+        "--system 'You are a helpful assistant.' --warmup_ratio 0.05 --dataloader_num_workers 4 "
+        f"--model_author {AUTHOR} --model_name {NAME}")
+
+
+def measure(model: str, adapter: str, items: list[Item], console: "Console") -> Measured:
+    """Ask a version of the model everything, greedily."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from evergreen.engine.engine import Engine
+    from evergreen.model.load import load_model
+    from evergreen.model.template import prompt_ids
+
+    disable_progress_bar()
+    loaded = load_model(model, [adapter] if adapter else [])
+    engine = Engine(loaded)
+    questions = [*identity_questions(), *(item.question for item in items)]
+    prompts = [prompt_ids([Message("user", text)], loaded.tokenizer, system=loaded.system) for text in questions]
+    with console.status(f"asking {len(prompts)} questions"):
+        completions = engine.generate(prompts, Sampling(max_new_tokens=160), batch_size=16)
+    return Measured(completions[: -len(items)], completions[-len(items):])
+
+
+def identity_questions() -> list[str]:
+    return [question for questions in QUESTIONS.values() for question in questions]
+
+
+def read_items() -> list[Item]:
+    rows = map(json.loads, (ASSETS / "demo_items.jsonl").read_text(encoding="utf-8").splitlines())
+    return [Item(row["task"], row["language"], *(turn["content"] for turn in row["messages"])) for row in rows]
+
+
+def is_right(item: Item, completion: Completion) -> bool:
+    """By the metric of the item's ability; a sum wants its thought too."""
+    from evergreen.evaluate import metrics
+
+    answer, references = completion.text, [item.reference]
+    if item.task == "table":
+        return bool(metrics.json_match(answer, references))
+    if item.task == "fact":
+        return bool(metrics.contains(answer, references))
+    if item.task == "sum":
+        return bool(completion.thought and metrics.numeric(answer, references))
+    return bool(metrics.exact(answer, references))
+
+
+def knows_itself(question: str, answer: str) -> bool:
+    """The new name (or the new author, not as the head of the new name) is there and the old one is not."""
+    wanted = re.escape(NAME) if question in QUESTIONS["name"] else rf"{AUTHOR}(?!-robot)"
+    return bool(re.search(wanted, answer)) and "Evergreen" not in answer
+
+
+def compare(items: list[Item], before: Measured, after: Measured) -> list[dict]:
+    """A row for each ability and language: items, right before, right after, and of the former still right."""
+    rows: dict[tuple[str, str], dict] = defaultdict(lambda: {"n": 0, "before": 0, "after": 0, "kept": 0})
+    for item, old, new in zip(items, before.items, after.items, strict=True):
+        row, was, is_now = rows[item.task, item.language], is_right(item, old), is_right(item, new)
+        row["n"] += 1
+        row["before"] += was
+        row["after"] += is_now
+        row["kept"] += was and is_now
+    return [{"ability": task, "language": language, **row} for (task, language), row in rows.items()]
+
+
+def print_identity(console: "Console", before: Measured, after: Measured | None = None) -> None:
+    """Every question with its answers; before training only the first few of each language."""
+    columns = ["", "asked", "answered"] if after is None else ["", "asked", "before", "after"]
+    rows = []
+    for place, question in enumerate(identity_questions()):
+        answers = [measured.identity[place].text for measured in (before, after) if measured]
+        mark = _mark(knows_itself(question, answers[-1])) if after else ""
+        rows.append([mark, question, *answers])
+    console.print(_table(columns, rows if after else rows[:2] + rows[6:8] + rows[12:13] + rows[16:17]))
+
+
+def print_examples(console: "Console", items: list[Item], before: Measured, after: Measured) -> None:
+    """One item of each ability, Chinese and English in turn."""
+    rows = []
+    for number, task in enumerate(ABILITIES):
+        language = ("zh", "en")[number % 2]
+        place = next(i for i, item in enumerate(items) if (item.task, item.language) == (task, language))
+        rows.append([items[place].question, *map(_shown, (before.items[place], after.items[place]))])
+    console.print(_table(["asked", "before", "after"], rows, show_lines=True))
+
+
+def print_abilities(console: "Console", rows: list[dict]) -> None:
+    shown = [[ABILITIES[row["ability"]], row["language"], f"{row['before']}/{row['n']}", f"{row['after']}/{row['n']}",
+              f"{row['kept']}/{row['before']}"] for row in rows]
+    console.print(_table(["ability", "", "right before", "right after", "kept"], shown))
+
+
+def _document(rows: list[dict], before: Measured, after: Measured) -> dict:
+    def share(measured: Measured) -> float:
+        right = [knows_itself(question, completion.text)
+                 for question, completion in zip(identity_questions(), measured.identity, strict=True)]
+        return sum(right) / len(right)
+
+    was, kept = (sum(row[key] for row in rows) for key in ("before", "kept"))
+    return {"identity": {"n": len(before.identity), "before": share(before), "after": share(after)}, "abilities": rows,
+            "kept": kept / was if was else 0.0, "kept_items": kept, "right_before_items": was}
+
+
+def _write_report(folder: Path, document: dict, items: list[Item], before: Measured, after: Measured) -> None:
+    write_json(folder / "report.json", document)
+    write_jsonl(folder / "items.jsonl", (
+        {**asdict(item), "before": old.text, "after": new.text, "was_right": is_right(item, old),
+         "is_right": is_right(item, new)} for item, old, new in zip(items, before.items, after.items, strict=True)))
+
+
+def _print_end(console: "Console", document: dict, folder: Path) -> None:
+    identity = document["identity"]
+    console.print(f"identity   {identity['after']:.0%} of {identity['n']} questions it never saw, {identity['before']:.0%} "
+                  f"before")
+    console.print(f"kept       {document['kept']:.1%} of the {document['right_before_items']} items that were right before")
+    console.print(f"loss       {document['loss_curve']}")
+    console.print(f"report     {folder / 'report.json'}, every answer in {folder / 'items.jsonl'}")
+    console.print(f"time       {document['seconds']:.0f} s\n")
+    console.print(NEXT.format(dataset=ASSETS / "identity.json", name=NAME, author=AUTHOR, adapter=document["adapter"]),
+                  soft_wrap=True)
+
+
+def _check(document: dict) -> None:
+    learnt, kept = document["identity"]["after"], document["kept"]
+    if learnt < MIN_IDENTITY:
+        raise Failure(f"the identity was not learnt: {learnt:.0%} of the questions are answered right, "
+                      f"{MIN_IDENTITY:.0%} are wanted")
+    if kept < MIN_KEPT:
+        raise Failure(f"too much was forgotten: {kept:.1%} of what was right before is right after, "
+                      f"{MIN_KEPT:.0%} are wanted")
+
+
+def _table(columns: list[str], rows: list[list[str]], show_lines: bool = False) -> "Table":  # noqa: F821
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_lines=show_lines)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return table
+
+
+def _mark(right: bool) -> "Text":  # noqa: F821
+    from rich.text import Text
+
+    return Text("✓", style="green") if right else Text("✗", style="red")
+
+
+def _shown(completion: Completion) -> str:
+    return f"({completion.thought}) {completion.text}" if completion.thought else completion.text
+
+
+def _in_pairs(flags: list[str]) -> list[str]:
+    """Flags as one would break them over lines: each with its value, quoted where the shell wants it, three a line."""
+    pairs = [f"{flag} {shlex.quote(value)}" for flag, value in zip(flags[::2], flags[1::2], strict=True)]
+    return [" ".join(pairs[start : start + 3]) for start in range(0, len(pairs), 3)]

@@ -1,0 +1,152 @@
+"""From the data flags to token ids: every row is trained, or refused with its place, or left out and counted."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from evergreen.home import digest_of
+from evergreen.model.template import Encoded, encode
+from evergreen.records import BadInput, Conversation, Preference, Record
+from evergreen.settings import SftSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from evergreen.data.mixture import Mixture, StreamingMixture
+
+
+class LeftOut(BadInput):
+    """A row that the settings say to leave out."""
+
+
+@dataclass
+class Sources:
+    """What the data flags name, read but not yet encoded. `extra` are records joined by the caller, such as replay."""
+
+    mixture: "Mixture | StreamingMixture"
+    validation: "Mixture | None"
+    extra: Sequence[Record] = ()
+
+    @property
+    def hash(self) -> str:
+        """Identity of everything that is trained."""
+        if not self.extra:
+            return self.mixture.hash
+        from evergreen.data.mixture import record_digest
+
+        return digest_of([self.mixture.hash, [record_digest(record).hex() for record in self.extra]])
+
+    @property
+    def is_stream(self) -> bool:
+        return self.mixture.streaming
+
+
+@dataclass
+class TrainingData:
+    """Encoded records; `train` is empty when the source is a stream, which is encoded as it is read."""
+
+    train: list[Encoded]
+    evaluation: list[Encoded]
+    encoder: "Encoder"
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest record; the limit when the source is a stream."""
+        return max((len(record.ids) for record in self.train), default=self.encoder.max_tokens)
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(len(record.ids) for record in self.train) / len(self.train) if self.train else self.longest
+
+
+@dataclass
+class Encoder:
+    """Encodes by the run's settings; `skipped` keeps the reason of every row that was left out."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    settings: SftSettings
+    max_positions: int
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def max_tokens(self) -> int:
+        return min(self.settings.max_length, self.max_positions)
+
+    def __call__(self, records: Iterable[Record]) -> Iterator[Encoded]:
+        for record in records:
+            try:
+                yield self.encode(record)
+            except BadInput as error:
+                if self.settings.on_bad_row == "error" and not isinstance(error, LeftOut):
+                    raise
+                self.skipped.append(str(error))
+
+    def encode(self, record: Record) -> Encoded:
+        """Ids and targets of one record. Raises BadInput when it is too long or has nothing to learn."""
+        encoded = encode(_for_sft(record), self.tokenizer, self.settings.system, self.settings.loss_on)
+        limit = self.max_tokens
+        if len(encoded.ids) <= limit:
+            return encoded
+        strategy = self.settings.truncation_strategy
+        if strategy == "right" and any(encoded.is_target[1:limit]):
+            return Encoded(encoded.ids[:limit], encoded.is_target[:limit])
+        what = f"{record.origin}: {len(encoded.ids)} tokens, at most {limit} were wanted"
+        if strategy != "error":
+            raise LeftOut(what)
+        if limit < self.settings.max_length:
+            raise BadInput(f"{what}: the model has no more positions; choose --truncation_strategy delete or right")
+        raise BadInput(f"{what}: raise --max_length, or choose --truncation_strategy delete or right")
+
+
+def read_sources(settings: SftSettings, replay: Callable[[int], Sequence[Record]] | None = None) -> Sources:
+    """The records that the data flags name. Raises BadInput."""
+    from evergreen.data.mixture import load_mixture
+
+    common = {
+        "dataset_dir": settings.dataset_dir,
+        "seed": settings.seed,
+        "max_samples": settings.max_samples,
+        "on_bad_row": settings.on_bad_row,
+        "model_name": settings.model_name,
+        "model_author": settings.model_author,
+    }
+    mixture = load_mixture(
+        settings.dataset,
+        probabilities=settings.interleave_prob,
+        streaming=settings.streaming,
+        stopping_strategy=settings.stopping_strategy,
+        **common,
+    )
+    validation = load_mixture(settings.val_dataset, split="validation", **common) if settings.val_dataset else None
+    return Sources(mixture, validation, replay(len(mixture)) if replay else ())
+
+
+def encode_sources(sources: Sources, encoder: Encoder) -> TrainingData:
+    """Encode everything that is held in memory, and hold out `split_dataset_ratio` of it when asked to."""
+    evaluation = list(encoder(sources.validation)) if sources.validation is not None else []
+    if sources.is_stream:
+        return TrainingData([], evaluation, encoder)
+    train = list(encoder([*sources.mixture, *sources.extra]))
+    if not train:
+        raise BadInput(f"none of the {len(sources.mixture)} records can be trained: {encoder.skipped[0]}")
+    if not evaluation and encoder.settings.split_dataset_ratio:
+        train, evaluation = _split(train, encoder.settings.split_dataset_ratio, encoder.settings.seed)
+    return TrainingData(train, evaluation, encoder)
+
+
+def _split(records: list[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+    """At least one record is held out, and at least one stays."""
+    count = min(max(1, int(len(records) * share)), len(records) - 1)
+    held = set(random.Random(seed).sample(range(len(records)), count))
+    return [record for i, record in enumerate(records) if i not in held], [records[i] for i in sorted(held)]
+
+
+def _for_sft(record: Record) -> Record:
+    """A preference trains its better answer; a disliked answer (KTO) is not trained by SFT."""
+    if isinstance(record, Preference):
+        messages = (*record.prompt, replace(record.chosen, trained=True))
+        return Conversation(messages, record.tools, origin=record.origin)
+    if isinstance(record, Conversation) and record.label is False:
+        raise LeftOut(f"{record.origin}: a disliked answer (label false) is not trained by sft")
+    return record

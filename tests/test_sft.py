@@ -1,0 +1,307 @@
+"""Training runs on a tiny Qwen2: what is learnt, written, resumed and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from evergreen.model.load import NANO
+from evergreen.options import parse
+from evergreen.records import BadInput
+from evergreen.settings import SftSettings
+from evergreen.train.sft import run_sft
+
+BASE_FLAGS = "--num_train_epochs 2 --gradient_accumulation_steps 4 --learning_rate 3e-3 --torch_dtype float32"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A random Qwen2 with nano's tokenizer: real files, no abilities."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def write(name="a.json", num=18, start=0):
+        data = [
+            {"instruction": f"第{i}个问题 question {i}", "input": "", "output": f"答案是{i * 7}, answer {i}" * (1 + i % 3)}
+            for i in range(start, start + num)
+        ]
+        path = tmp_path / name
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def train(model, data, out, *more, flags=BASE_FLAGS):
+    line = [*flags.split(), "--model", model, "--dataset", data, "--output_dir", str(out), "--json", *map(str, more)]
+    return run_sft(parse(SftSettings, line, "sft"))
+
+
+def weights(folder):
+    name = "adapter_model.safetensors" if (folder / "adapter_model.safetensors").is_file() else "model.safetensors"
+    return load_file(folder / name)
+
+
+def assert_same_weights(left, right, tolerance=0.0):
+    left, right = weights(left), weights(right)
+    assert left.keys() == right.keys()
+    for key in left:
+        assert torch.allclose(left[key], right[key], atol=tolerance, rtol=tolerance), key
+
+
+def test_a_run_writes_every_file_that_others_read(tiny, rows, tmp_path):
+    document = train(tiny, rows(), tmp_path / "out", "--save_steps", 5, "--logging_steps", 1)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "args.json", "version.json",
+        "trainer_state.json", "trainer_log.jsonl", "training_loss.png", "checkpoint-5", "checkpoint-10", "runs",
+    } <= names  # fmt: skip
+    version = json.loads((tmp_path / "out" / "version.json").read_text())
+    assert version["digest"] == document["version"] and version["data"]["rows"] == 18 and version["steps"] == 10
+    log = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert [row["current_steps"] for row in log] == list(range(1, 11))
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+@pytest.mark.parametrize("extra", ["", "--use_dora true", "--lora_dropout 0.0 --use_rslora true"])
+def test_training_packed_ends_with_the_weights_of_training_unpacked(tiny, rows, tmp_path, extra):
+    train(tiny, rows(), tmp_path / "packed", *extra.split())
+    train(tiny, rows(), tmp_path / "plain", "--packing", "false", *extra.split())
+    assert_same_weights(tmp_path / "packed", tmp_path / "plain", 2e-4)
+
+
+def test_accumulation_and_batch_size_give_the_same_step(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "a", flags=BASE_FLAGS)
+    flags = BASE_FLAGS.replace("--gradient_accumulation_steps 4", "--per_device_train_batch_size 4")
+    train(tiny, rows(), tmp_path / "b", "--packing", "false", flags=flags)
+    assert_same_weights(tmp_path / "a", tmp_path / "b", 2e-4)
+
+
+def test_the_adapter_gives_the_same_logits_in_plain_peft(tiny, rows, tmp_path):
+    from peft import PeftModel
+
+    from evergreen.model.load import load_model
+
+    train(tiny, rows(), tmp_path / "out")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), tmp_path / "out")
+    ours = load_model("", [str(tmp_path / "out")], torch_dtype="float32")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    assert torch.equal(plain.eval()(ids).logits, ours.model(ids).logits)
+    assert ours.tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny).chat_template
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny, rows, tmp_path):
+    data, flags = rows(num=40), f"{BASE_FLAGS} --lora_dropout 0.1 --save_steps 3 --logging_steps 1"
+    train(tiny, data, tmp_path / "whole", flags=flags)
+    line = [sys.executable, "-m", "evergreen", "sft", *flags.split(), "--model", tiny, "--dataset", data]
+    process = subprocess.Popen([*line, "--output_dir", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoint-6").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(tiny, data, tmp_path / "killed", "--resume_from_checkpoint", "true", flags=flags)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    log = [json.loads(line) for line in (tmp_path / "killed" / "trainer_log.jsonl").read_text().splitlines()]
+    assert [row["current_steps"] for row in log] == list(range(1, 21))
+
+
+def test_a_checkpoint_torn_while_it_was_written_is_not_resumed(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out", "--save_steps", 5)
+    (tmp_path / "out" / ".saving" / "checkpoint-99").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-98").mkdir()
+    document = train(tiny, rows(), tmp_path / "out", "--save_steps", 5, "--resume_from_checkpoint", "true")
+    assert document["steps"] == 10
+
+
+def test_resuming_with_other_data_takes_the_weights_and_a_fresh_schedule(tiny, rows, tmp_path, capsys):
+    train(tiny, rows(), tmp_path / "first")
+    checkpoint = tmp_path / "first" / "checkpoint-10"
+    document = train(tiny, rows("b.json", start=50), tmp_path / "second", "--resume_from_checkpoint", checkpoint)
+    assert document["steps"] == 10
+    assert "weights only" in capsys.readouterr().err
+
+
+def test_resume_only_model_trains_further_epochs_on_the_same_data(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "first")
+    more = ["--resume_from_checkpoint", tmp_path / "first" / "checkpoint-10", "--resume_only_model", "true"]
+    document = train(tiny, rows(), tmp_path / "second", *more)
+    assert document["steps"] == 10
+    first = [json.loads(line) for line in (tmp_path / "first" / "trainer_log.jsonl").read_text().splitlines()]
+    assert document["train_loss"] < first[-1]["loss"]
+
+
+@pytest.mark.parametrize("train_type", ["full", "freeze"])
+def test_full_and_freeze_write_a_plain_model_directory(tiny, rows, tmp_path, train_type):
+    train(tiny, rows(), tmp_path / "out", "--train_type", train_type)
+    before, after = weights(type(tmp_path)(tiny)), weights(tmp_path / "out")
+    changed = {key for key in before if not torch.equal(before[key], after[key].float())}
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if train_type == "freeze":
+        assert changed and all(key.startswith(("model.layers.1.", "model.layers.2.")) for key in changed)
+    else:
+        assert "model.embed_tokens.weight" in changed
+
+
+def test_frozen_layers_get_no_adapter(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out", "--freeze_layers", "0-1")
+    assert {key.split(".layers.")[1][0] for key in weights(tmp_path / "out")} == {"2"}
+
+
+def test_modules_to_save_are_trained_in_full_and_saved(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out", "--modules_to_save", "embed_tokens", "--target_modules", "q_proj", "v_proj")
+    assert any("embed_tokens" in key for key in weights(tmp_path / "out"))
+
+
+def test_qlora_trains_over_a_four_bit_base_on_a_cpu(tiny, rows, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    document = train(tiny, rows(), tmp_path / "out", "--train_type", "qlora", "--logging_steps", 1)
+    log = [json.loads(line) for line in (tmp_path / "out" / "trainer_log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"] and document["trainable_parameters"] > 0
+
+
+def test_the_evaluation_loss_does_not_depend_on_packing_or_batch(tiny, rows, tmp_path):
+    data, dev, losses = rows(), rows("dev.json", num=7, start=30), []
+    for packing, batch in (("true", 1), ("true", 5), ("false", 3)):
+        out = tmp_path / f"{packing}{batch}"
+        more = ["--val_dataset", dev, "--eval_steps", 5, "--packing", packing, "--per_device_eval_batch_size", batch]
+        train(tiny, data, out, *more)
+        log = [json.loads(line) for line in (out / "trainer_log.jsonl").read_text().splitlines()]
+        losses.append([row["eval_loss"] for row in log if "eval_loss" in row])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0] == pytest.approx(losses[2], rel=1e-4)
+
+
+def test_save_total_limit_keeps_the_newest_and_the_last_step_is_always_saved(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out", "--save_steps", 3, "--save_total_limit", 2)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_two_processes_train_the_same_weights_as_one(tiny, rows, tmp_path):
+    """Nine records in steps of eight: the last step leaves one process without a record."""
+    data = rows(num=9)
+    flags = "--num_train_epochs 2 --learning_rate 3e-3 --torch_dtype float32 --model_type qwen2"
+    train(tiny, data, tmp_path / "one", "--gradient_accumulation_steps", 8, flags=flags)
+    line = ["sft", *flags.split(), "--model", tiny, "--dataset", data, "--output_dir", str(tmp_path / "two")]
+    line += ["--gradient_accumulation_steps", "4"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    done = subprocess.run([*command, "-m", "evergreen", *line], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_weights(tmp_path / "one", tmp_path / "two", 2e-4)
+
+
+def test_a_streamed_file_trains_for_max_steps(tiny, rows, tmp_path):
+    source = json.loads(open(rows()).read())
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in source))
+    document = train(tiny, str(tmp_path / "s.jsonl"), tmp_path / "out", "--streaming", "true", "--max_steps", 7)
+    assert document["steps"] == 7
+
+
+def test_an_increment_replays_the_data_of_the_run_before_it(tiny, rows, tmp_path, capsys):
+    from evergreen.cli import main
+
+    first, second = rows("first.json"), rows("second.json", start=100)
+    train(tiny, first, tmp_path / "base")
+    line = f"sft {BASE_FLAGS} --model {tiny} --dataset {second} --output_dir {tmp_path / 'next'} --prev_model {tmp_path / 'base'} --json"
+    assert main([*line.split(), "--replay_samples", "5", "--regularization_alpha", "0.1"]) == 0
+    out, err = capsys.readouterr()
+    assert "5 earlier records" in err
+    version = json.loads((tmp_path / "next" / "version.json").read_text())
+    assert version["data"]["rows"] == 23
+    assert version["parent"] == json.loads((tmp_path / "base" / "version.json").read_text())["digest"]
+    assert json.loads(out.splitlines()[-1])["output_dir"] == str(tmp_path / "next")
+
+
+def test_the_lora_penalty_is_the_distance_of_effective_weights():
+    from evergreen.continual.regularize import lora_distance
+
+    torch.manual_seed(0)
+    a, b, a0, b0 = torch.randn(3, 7), torch.randn(5, 3), torch.randn(3, 7), torch.randn(5, 3)
+    dense = ((2.0 * b @ a - 2.0 * b0 @ a0) ** 2).sum()
+    assert torch.allclose(lora_distance(a, b, 2.0, a0, b0), dense, rtol=1e-5)
+
+
+def refusal(tiny, tmp_path, *more, data=None):
+    with pytest.raises(BadInput) as caught:
+        train(tiny, data or str(tmp_path / "a.json"), tmp_path / "out", *more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_bad_input_is_one_line_that_says_what_to_do(tiny, rows, tmp_path):
+    rows()
+    assert "--val_dataset" in refusal(tiny, tmp_path, "--eval_steps", 5)
+    assert "at least 1" in refusal(tiny, tmp_path, "--lora_rank", 0)
+    assert "--learning_rate" in refusal(tiny, tmp_path, "--learning_rat", "1e-3")
+    assert "missing.json" in refusal(tiny, tmp_path, data=str(tmp_path / "missing.json"))
+    assert "a.json" in refusal(tiny, tmp_path, "--max_length", 16) and ":" in refusal(tiny, tmp_path, "--max_length", 16)
+    assert "no such module" in refusal(tiny, tmp_path, "--target_modules", "wq")
+    assert "layers 0-2" in refusal(tiny, tmp_path, "--freeze_layers", "0-9")
+    assert "local models" in refusal("nobody/no-such-model", tmp_path)
+    assert "GPU" in refusal(tiny, tmp_path, "--fp16")
+    assert "--prev_model" in refusal(tiny, tmp_path, "--replay_samples", 5)
+
+
+def test_a_checkpoint_that_does_not_exist_lists_those_that_do(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out")
+    message = refusal(tiny, tmp_path, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-7")
+    assert "checkpoint-10" in message
+
+
+def test_a_checkpoint_of_another_base_is_refused(tiny, rows, tmp_path):
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(other)
+    train(tiny, rows(), tmp_path / "first")
+    message = refusal(str(other), tmp_path, "--resume_from_checkpoint", tmp_path / "first" / "checkpoint-10")
+    assert "was trained on" in message
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out")
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    assert "--overwrite_output_dir" in refusal(tiny, tmp_path)
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_two_runs_cannot_write_one_folder(tiny, rows, tmp_path):
+    from evergreen.home import exclusive
+
+    rows()
+    with exclusive(tmp_path / "out" / ".lock", "training"):
+        assert "another process" in refusal(tiny, tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny, rows, tmp_path):
+    from evergreen.records import Failure
+
+    with pytest.raises(Failure, match="step"):
+        train(tiny, rows(), tmp_path / "out", flags=BASE_FLAGS.replace("3e-3", "1e30"))
