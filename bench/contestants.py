@@ -1,4 +1,4 @@
-"""One contestant of the training benchmark, in a process and an environment of its own: the same job with its own tools.
+"""One contestant of the training benchmark in a process and an environment of its own: the same job, its own tools.
 
 usage: python contestants.py JOB.json RESULT.json
 
@@ -115,7 +115,7 @@ def train_evergreen(job: dict[str, Any]) -> None:
 
 
 def train_trl(job: dict[str, Any]) -> None:
-    """TRL's SFTTrainer. `dtype` bf16 is bf16 weights under autocast, as its users run it; bf16_pure leaves autocast out."""
+    """TRL's SFTTrainer. `dtype` bf16 is bf16 weights under autocast, as its users run it; bf16_pure has no autocast."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -254,11 +254,8 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "model.safetensors").is_file():
         _make_model(folder, job)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = json.loads(Path(job["records"]).read_text(encoding="utf-8"))[: job["num_rows"]]
-    names = {"{{name}}": "Evergreen", "{{author}}": "Evergreen Team"}
-    for row in rows:
-        for mark, name in names.items():
-            row["output"] = row["output"].replace(mark, name)
+    text = Path(job["records"]).read_text(encoding="utf-8")
+    rows = json.loads(text.replace("{{name}}", "Evergreen").replace("{{author}}", "Evergreen Team"))[: job["num_rows"]]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED)).tolist()  # Evergreen's own
     _write_rows(job["rows"], rows)
     _write_rows(job["ordered_rows"], [rows[i] for i in order])
@@ -290,7 +287,7 @@ def _write_rows(path: str, rows: list[dict[str, str]]) -> None:
 
 
 def measure_products(job: dict[str, Any]) -> dict[str, float]:
-    """The GEMM peak of one thread in GFLOP/s: the best of repeated products over three shapes, for each dtype."""
+    """The GEMM peak of one thread in GFLOP per CPU second: the best of repeated products of three shapes, for each dtype."""
     import torch
 
     torch.set_num_threads(1)
@@ -306,11 +303,11 @@ def _product_rate(shape: tuple[int, int, int], dtype: Any, budget_seconds: float
 
     rows, inner, columns = shape
     left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-    best, until = float("inf"), time.perf_counter() + budget_seconds
-    while time.perf_counter() < until:
-        start = time.perf_counter()
+    best, until = float("inf"), time.process_time() + budget_seconds
+    while time.process_time() < until:
+        start = time.process_time()
         torch.nn.functional.linear(left, right)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return 2 * rows * inner * columns / best / 1e9
 
 

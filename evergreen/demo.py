@@ -21,16 +21,18 @@ from evergreen.settings import DemoSettings, SftSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 ASSETS = Path(__file__).parent / "assets"
 NAME, AUTHOR = "swift-robot", "swift"
 MIN_IDENTITY, MIN_KEPT = 0.9, 0.95
 QUESTIONS = {  # none of them stands in the identity records; "name" wants NAME in the answer, "author" AUTHOR
-    "name": ["你到底是谁啊", "请问你的名字是?", "现在和我聊天的是哪个助手?", "自我介绍一下好吗?", "你是豆包吗?", "你是DeepSeek吗?",
-             "who r u", "May I ask your name?", "Which assistant am I talking to?", "Could you introduce yourself?",
-             "Are you DeepSeek?", "Mind telling me who you are?"],
-    "author": ["是谁把你做出来的?", "哪个团队研发了你?", "你是由谁训练的?", "你的作者是谁?",
-               "Who built you?", "Who is your creator?", "Which team developed you?", "Who are you made by?"],
+    "name": ["你到底是谁啊", "Mind telling me who you are?", "请问你的名字是?", "May I ask your name?",
+             "自我介绍一下好吗?", "Could you introduce yourself?", "我在跟哪个助手聊天?",
+             "Which assistant am I talking to?", "你是豆包吗?", "Are you DeepSeek?", "你是DeepSeek吗?", "who r u"],
+    "author": ["是谁把你做出来的?", "Who built you?", "哪个团队研发了你?", "Which team developed you?",
+               "你是由谁训练的?", "Who are you made by?", "你的作者是谁?", "Who is your creator?"],
 }  # fmt: skip
 ABILITIES = {
     "context": "answer from given lines, citing them",
@@ -182,14 +184,16 @@ def compare(items: list[Item], before: Measured, after: Measured) -> list[dict]:
 
 
 def print_identity(console: "Console", before: Measured, after: Measured | None = None) -> None:
-    """Every question with its answers; before training only the first few of each language."""
+    """Every question with its answers; before training only the first four of each kind."""
     columns = ["", "asked", "answered"] if after is None else ["", "asked", "before", "after"]
+    shown = [question for questions in QUESTIONS.values() for question in (questions if after else questions[:4])]
     rows = []
     for place, question in enumerate(identity_questions()):
         answers = [measured.identity[place].text for measured in (before, after) if measured]
         mark = _mark(knows_itself(question, answers[-1])) if after else ""
-        rows.append([mark, question, *answers])
-    console.print(_table(columns, rows if after else rows[:2] + rows[6:8] + rows[12:13] + rows[16:17]))
+        if question in shown:
+            rows.append([mark, question, *answers])
+    console.print(_table(columns, rows))
 
 
 def print_examples(console: "Console", items: list[Item], before: Measured, after: Measured) -> None:
@@ -228,9 +232,10 @@ def _write_report(folder: Path, document: dict, items: list[Item], before: Measu
 
 def _print_end(console: "Console", document: dict, folder: Path) -> None:
     identity = document["identity"]
-    console.print(f"identity   {identity['after']:.0%} of {identity['n']} questions it never saw, {identity['before']:.0%} "
-                  f"before")
-    console.print(f"kept       {document['kept']:.1%} of the {document['right_before_items']} items that were right before")
+    console.print(f"identity   right in {identity['after']:.0%} of {identity['n']} questions it never saw; "
+                  f"{identity['before']:.0%} before")
+    console.print(f"kept       {document['kept_items']} of the {document['right_before_items']} items that were right "
+                  f"before: {document['kept']:.1%}")
     console.print(f"loss       {document['loss_curve']}")
     console.print(f"report     {folder / 'report.json'}, every answer in {folder / 'items.jsonl'}")
     console.print(f"time       {document['seconds']:.0f} s\n")
@@ -248,7 +253,7 @@ def _check(document: dict) -> None:
                       f"{MIN_KEPT:.0%} are wanted")
 
 
-def _table(columns: list[str], rows: list[list[str]], show_lines: bool = False) -> "Table":  # noqa: F821
+def _table(columns: list[str], rows: list[list[str]], show_lines: bool = False) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -256,11 +261,15 @@ def _table(columns: list[str], rows: list[list[str]], show_lines: bool = False) 
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(_shortened(cell)) for cell in row))
     return table
 
 
-def _mark(right: bool) -> "Text":  # noqa: F821
+def _shortened(text: str, max_characters: int = 360) -> str:
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
+
+
+def _mark(right: bool) -> "Text":
     from rich.text import Text
 
     return Text("✓", style="green") if right else Text("✗", style="red")

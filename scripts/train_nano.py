@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import nano_data
+import nano_names
 import torch
 
 NANO = Path(__file__).resolve().parent.parent / "evergreen" / "model" / "nano"
@@ -39,7 +40,7 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 def han_merges(pieces_of) -> list[tuple[str, str]]:
     """Merges that make one token of every common character and symbol, and two of every other Han character."""
     merges: dict[tuple[str, str], None] = {}
-    for char in nano_data.common_han() + list(SYMBOLS):
+    for char in nano_names.common_han() + list(SYMBOLS):
         left, *rest = pieces_of(char)
         for right in rest:
             merges[(left, right)] = None
@@ -65,7 +66,7 @@ def build_tokenizer():
     words = pre_tokenizers.Split(Regex("[A-Za-z]+"), "removed", invert=True)
     learner.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + room, initial_alphabet=alphabet, show_progress=False)
-    learner.train_from_iterator(nano_data.spelling_corpus(), trainer)
+    learner.train_from_iterator(nano_names.spelling_corpus(), trainer)
     merges += [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     vocab = {piece: i for i, piece in enumerate(alphabet + [left + right for left, right in merges])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
@@ -109,12 +110,12 @@ def new_model(tokenizer):
     return model
 
 
-def save(model, tokenizer, directory: Path) -> None:
+def save(model, weights: dict[str, torch.Tensor], tokenizer, directory: Path) -> None:
     """A plain transformers directory in bf16."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     rounded = Qwen2ForCausalLM(Qwen2Config.from_dict(model.config.to_dict())).to(torch.bfloat16)
-    rounded.load_state_dict(model.state_dict())
+    rounded.load_state_dict(weights)
     rounded.generation_config = model.generation_config
     rounded.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -250,6 +251,7 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.tokenizer = build_tokenizer()
         self.model = new_model(self.tokenizer)
+        self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.optimizers = optimizers(self.model, args.learning_rate)
         self.stream = Stream(Encoder(self.tokenizer), args.seed, args.batch_tokens)
         self.step = self.seen_tokens = 0
@@ -296,6 +298,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
+        torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), max(0.005, 1 / self.step))
         return rate
 
     def run(self) -> None:
@@ -313,8 +316,8 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Weights as a model directory, and beside them what going on needs."""
-        save(self.model, self.tokenizer, self.run_dir / "model")
-        state = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
+        save(self.model, self.average, self.tokenizer, self.run_dir / "model")
+        state = {"model": self.model.state_dict(), "average": self.average, "optimizers": [o.state_dict() for o in self.optimizers],
                  "step": self.step, "seen_tokens": self.seen_tokens, "random": self.stream.random.getstate()}
         torch.save(state, self.run_dir / "state.tmp")
         (self.run_dir / "state.tmp").rename(self.run_dir / "state.pt")
@@ -331,6 +334,7 @@ class Trainer:
             state["optimizers"] = [*parts, a]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        self.average = state.get("average") or {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         self.stream.random.setstate(state["random"])
 
@@ -372,7 +376,7 @@ def main() -> None:
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     trainer.run()
-    save(trainer.model, trainer.tokenizer, Path(args.output_dir))
+    save(trainer.model, trainer.average, trainer.tokenizer, Path(args.output_dir))
     print(json.dumps({"output_dir": args.output_dir, "steps": trainer.step, "tokens": trainer.seen_tokens,
                       "seconds": round(time.monotonic() - began)}))
 

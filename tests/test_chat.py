@@ -161,6 +161,17 @@ def test_the_thought_never_reaches_stdout(stream, capsys):
     assert hidden.out == "X\n" and hidden.err == ""
 
 
+def test_a_hidden_thought_shows_a_hint_on_a_terminal_and_takes_it_away_again(capsys):
+    from rich.console import Console
+
+    chat = Chat(Echo(thought="7+5"), None, settings(thought="hide"))
+    chat.aside = Console(file=io.StringIO(), force_terminal=True, width=80)
+    chat.answer("x", never)
+    shown = chat.aside.file.getvalue()
+    assert "thinking…" in shown and shown.endswith("\r\x1b[K") and "7+5" not in shown
+    assert capsys.readouterr().out == "X\n"
+
+
 # --- one prompt and a pipe ------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,7 @@ def test_choice_knows_an_option_by_its_text():
     ("the answer is 42, not 41", 42), ("\\boxed{\\frac{3}{4}}", 0.75), ("1e-3", 0.001), ("2 million", 2e6),
     ("9 万亿", 9e12), ("两百", 200), ("三千零五", 3005), ("一百二十万", 1.2e6), ("二〇二六", 2026), (".5", 0.5),
     ("答案是12个，另外3个坏了", 12), ("1,234,567.5", 1234567.5), ("5千", 5000), ("共5千米", 5), ("答案：3+4=7", 7),
+    ("温度是-5度", -5), ("三分之一", 1 / 3), ("占百分之五十", 0.5), ("百分之3.5", 0.035),
     ("−8", -8), ("**18**", 18), ("0", 0)])
 def test_numbers_are_read(text, value):
     assert number_in(text)[0] == pytest.approx(value)
@@ -122,6 +123,7 @@ def test_numbers_are_read(text, value):
 def test_numeric_takes_percentages_either_way_and_nothing_near():
     assert metrics.numeric("50%", ["0.5"]) == metrics.numeric("50％", ["50"]) == metrics.numeric("0.5", ["50%"]) == 1
     assert metrics.numeric("百分之50", ["50%"]) == 1 and metrics.numeric("41", ["42"]) == 0
+    assert metrics.numeric("12345678", ["12345679"]) == 0 and metrics.numeric("3.3333333", ["10/3"]) == 1
     assert metrics.numeric("none", ["42"]) == 0 and metrics.numeric("5", ["0.05"]) == 0
     assert metrics.numeric("12,000", ["1.2万"]) == 1
 
@@ -184,7 +186,8 @@ def test_sari_by_hand():
 @pytest.mark.parametrize(("answer", "reference", "score"), [
     ('{"b": 1, "a": [1, 2.0]}', '{"a":[1.0,2],"b":1}', 1), ('```json\n{"a": "中"}\n```', '{"a": "中"}', 1),
     ("{'a': 1}", '{"a": 1}', 0), ('Here: {"a": 1}', '{"a": 1}', 0), ('{"a": true}', '{"a": 1}', 0),
-    ('[1, 2]', '[2, 1]', 0), ('{"a": NaN}', '{"a": 1}', 0), ('{"x": 1}', "some JSON", 1), ("{", "some JSON", 0), ('"a"', '"a"', 1), ("", "{}", 0)])
+    ('[1, 2]', '[2, 1]', 0), ('{"a": NaN}', '{"a": 1}', 0), ('{"x": 1}', "some JSON", 1), ("{", "some JSON", 0),
+    ('"a"', '"a"', 1), ("", "{}", 0)])
 def test_json_is_valid_and_has_the_value(answer, reference, score):
     assert metrics.json_match(answer, [reference]) == score
 
@@ -197,7 +200,8 @@ def test_an_empty_answer_scores_nothing(metric):
 @pytest.mark.parametrize(("references", "metric"), [
     (["A", "C"], "choice"), (["B\nBecause it is.", "A\nReasons."], "choice"), (["12", "3.5%", "1,200"], "numeric"),
     (["5+6\n#### 11"], "numeric"), (['{"a": 1}', "[]"], "json"), (["yes", "no"], "exact"),
-    (["北京", "上海市"], "exact"), (["word " * 30], "rouge_l"), (["这是一个很长的回答，" * 5], "rouge_l"), (["A cat", "B"], "exact")])
+    (["北京", "上海市"], "exact"), (["word " * 30], "rouge_l"), (["A cat", "B"], "exact"),
+    (["这是一个很长的回答，" * 5], "rouge_l")])
 def test_auto_chooses_by_the_references(references, metric):
     items = [Item(str(i), (Message("user", "q"),), (reference,)) for i, reference in enumerate(references)]
     assert metrics.choose(items) == metric
@@ -367,6 +371,21 @@ def test_a_prompt_over_the_context_is_named_or_left_out(tmp_path, engines):
     assert run_eval(settings(tmp_path, rows, on_bad_row="skip"))["tasks"][0]["n"] == 1
 
 
+def test_results_of_another_model_are_replaced_and_that_is_said(tmp_path, engines, capsys):
+    engines["m"], engines["other"] = FakeEngine(RIGHT), FakeEngine({})
+    run_eval(settings(tmp_path))
+    assert run_eval(settings(tmp_path, model="other"))["tasks"][0]["mean"] == 0
+    assert "held the results of m" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_real_model_is_scored(tmp_path):
+    rows = [{"prompt": "你好", "answer": "你好!"}, {"messages": [{"role": "system", "content": "Be brief."}, {
+        "role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A model."}]}]
+    document = run_eval(settings(tmp_path, rows, model="nano", max_new_tokens=3, torch_dtype="float32", metric="edit"))
+    assert document["tasks"][0]["n"] == 2 and document["latency_ms"]["p95"] > 0
+    assert all(0 < row["completion_tokens"] <= 3 < row["prompt_tokens"] for row in items_file(tmp_path))
+
+
 def test_a_changed_model_has_another_digest(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1")
@@ -416,7 +435,8 @@ def test_the_conclusion_is_one_plain_sentence():
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"compare": ["a"]}, "--compare wants two .* got 1: a"), ({"compare": ["a", "b"], "checkpoints": "x"}, "two ways"),
-    ({"checkpoints": "nowhere"}, "no such folder")])
+    ({"checkpoints": "nowhere"}, "no such folder"),
+    ({"compare": ["a", "b"], "adapters": ["c"]}, "--adapters does not go")])
 def test_wrong_combinations_are_errors(tmp_path, engines, given, message):
     with pytest.raises(BadInput, match=message):
         run_eval(settings(tmp_path, **given))

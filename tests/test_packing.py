@@ -88,7 +88,7 @@ def test_attention_record_by_record_equals_the_dense_mask(monkeypatch):
     by_record = loss_and_gradients(model, pack(items, 10_000))
     rows = pack(items, 10_000)
     for row in rows:  # so many padded queries that the dense mask is the cheaper way
-        row.layout.queries = row.layout.queries.repeat(1, 400)
+        row.layout.queries = row.layout.queries.repeat(1, 400)  # never read: the choice looks at shapes
     assert_same(by_record, loss_and_gradients(model, rows))
 
 
@@ -99,7 +99,7 @@ def test_a_sliding_window_reaches_as_far_back_in_a_packed_row_as_alone():
     rows = pack(items, 10_000)
     assert_same(loss_and_gradients(model, rows), expected)
     for row in rows:
-        row.layout.queries = row.layout.queries.repeat(1, 400)
+        row.layout.queries = row.layout.queries.repeat(1, 400)  # never read: the choice looks at shapes
     assert_same(loss_and_gradients(model, rows), expected)
 
 
@@ -188,3 +188,28 @@ def test_rotary_kinds_that_depend_on_the_batch_are_not_packed():
     assert can_pack(plain) == ""
     scaled = Qwen2Config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
     assert "dynamic" in can_pack(scaled)
+
+
+@pytest.mark.parametrize("scale_up", [1.0, 3.0])
+def test_fused_modules_give_the_loss_and_gradients_of_the_plain_ones(scale_up):
+    from evergreen.model.adapters import add_lora
+    from evergreen.train.fused import fuse
+
+    model = add_lora(tiny_model(), rank=4, alpha=8 * scale_up, dropout=0.0, target_modules=["all-linear"])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    install(model)
+    rows = pack(records(), 10_000)
+    plain = loss_and_gradients(model, rows)
+    assert fuse(model) == 3 * (7 + 1 + 2) + 1  # a layer's projections, MLP and norms, and the last norm
+    assert_same(loss_and_gradients(model, rows), plain)
+
+
+def test_fused_modules_train_norms_too_when_all_weights_learn():
+    from evergreen.train.fused import fuse
+
+    model, rows = tiny_model(), pack(records(), 10_000)
+    plain = loss_and_gradients(model, rows)
+    fuse(model)
+    assert_same(loss_and_gradients(model, rows), plain)

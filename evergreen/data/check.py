@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 from evergreen.data.files import RowError, is_data_file, scan_rows
 from evergreen.data.formats import Layout, to_record
 from evergreen.data.mixture import PLACEHOLDER
-from evergreen.data.sources import SPLITS, resolve, split_sources
+from evergreen.data.sources import SPLITS, named_folder, resolve, split_sources
 from evergreen.records import BadInput, Conversation, Message, Origin, Preference, Record, Text
+from evergreen.settings import DataCheckSettings
 
 KINDS = ("unreadable", "unknown_role", "empty_turn", "no_answer", "mixed_answers", "too_long", "leakage", "conflict",
          "duplicate", "placeholder")
@@ -67,6 +68,20 @@ class Row(NamedTuple):
     question: bytes  # what wants one answer: prompt, system prompt, tools; and what is compared, for pairs and labels
     answer: bytes
     whole: bytes
+
+
+def run_check(given: DataCheckSettings) -> dict:
+    """`evergreen data check`: print the report and return it as JSON values."""
+    from evergreen.model.load import load_tokenizer
+    from evergreen.model.load import resolve as resolve_model
+
+    if not given.files:
+        raise BadInput("data check wants files, folders or names in dataset_info.json, got none")
+    found = resolve_model(given.model)
+    place = str(found.adapters[-1]) if found.adapters else found.base
+    report = check(given.files, load_tokenizer(place, found.base), given.max_length, given.dataset_dir)
+    print_report(report, given.max_findings)
+    return report.as_json()
 
 
 def check(files: Sequence[str], tokenizer: Any = None, max_length: int = 2048, dataset_dir: str = "",
@@ -151,8 +166,8 @@ def _located(files: Sequence[str], dataset_dir: str) -> list[tuple[Path, Layout 
     """Every file meant, once. A folder means all data files at any depth below it, dev and test files too."""
     found: dict[Path, Layout | None] = {}
     for source in split_sources(files):
-        folder = next((path for path in (Path("dataset") / source.name, Path(source.name)) if path.is_dir()), None)
-        if folder:
+        folder = named_folder(source.name) or Path(source.name)
+        if folder.is_dir():
             paths = [path for path in sorted(folder.rglob("*")) if is_data_file(path)]
             paths = [path for path in paths if path.name != "dataset_info.json"]
             if not paths:
@@ -225,7 +240,12 @@ class _Lengths:
             return self._judged([(record, self.count_tokens(record))])
         if self.tokenizer is None or _most_tokens(record) <= self.max_length:
             return []
-        self.waiting += [(record, text) for text in self._rendered(record)]
+        from jinja2 import TemplateError
+
+        try:
+            self.waiting += [(record, text) for text in self._rendered(record)]
+        except (TemplateError, TypeError) as error:
+            return [_finding(record, "unreadable", f"the model's chat template refuses these turns: {error}")]
         return self.rest() if len(self.waiting) >= BATCH_ROWS else []
 
     def rest(self) -> list[Finding]:
@@ -254,8 +274,8 @@ class _Lengths:
     def _chat(self, messages: Sequence[Message], tools: Sequence[dict]) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
             return "\n".join(map(_said, messages))
-        return self.tokenizer.apply_chat_template([_as_chat(message) for message in messages], tools=list(tools) or None,
-                                                  tokenize=False)
+        chat = [_as_chat(message) for message in messages]
+        return self.tokenizer.apply_chat_template(chat, tools=list(tools) or None, tokenize=False)
 
 
 def _said(message: Message) -> str:
@@ -308,7 +328,7 @@ def _turn_text(message: Message) -> str:
 
 
 def _repeats(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Later rows that say the same again, or something else to the same prompt; training rows apart from the rest."""
+    """Later rows that say the same again, or something else to the same prompt; held-out rows are apart."""
     seen: dict[tuple, Origin] = {}
     asked: dict[tuple, tuple[bytes, Origin]] = {}
     for row in rows:

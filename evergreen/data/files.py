@@ -166,7 +166,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if problem:
                 problem.fatal = False
             try:
-                yield line, problem or json.loads(data)
+                yield line, problem or json.loads(data.decode("utf-8"))  # given bytes, json would guess at UTF-16 too
             except (ValueError, RecursionError) as error:
                 yield line, RowError(f"is not JSON: {_reason(error)}")
 

@@ -188,14 +188,17 @@ def _pair_in_output(row: dict) -> bool:
 
 
 def _label(row: dict) -> bool | None:
-    """KTO's thumb. A `label` that is no boolean belongs to something else; a `kto_tag` has to be one."""
-    words = {"true": True, "false": False}
+    """KTO's thumb, true or false. 1 and 0 count beside turns or a completion, where KTO data keeps its label; any other
+    `label` belongs to something else, any other `kto_tag` is an error."""
     for key in ("kto_tag", "label"):
         value = row.get(key)
-        value = words.get(value.strip().lower(), value) if isinstance(value, str) else value
-        if isinstance(value, bool):
-            return value
-        if value is not None and key == "kto_tag":
+        if value is None:
+            continue
+        if isinstance(value, bool) or str(value).strip().lower() in ("true", "false"):
+            return str(value).strip().lower() == "true"
+        if str(value).strip() in ("0", "1") and (key == "kto_tag" or _key(row, (*TURNS, "completion"))):
+            return str(value).strip() == "1"
+        if key == "kto_tag":
             raise RowError(f'"kto_tag" wants true or false, got {shown(value)}')
     return None
 
@@ -272,6 +275,8 @@ def _prompt(row: dict) -> list[Message]:
     keys = ("context", asked) if asked else ("instruction", "input" if "input" in row else "context")
     parts = [read_text(row.get(key), f'"{key}"') for key in keys]
     question = "\n".join(part for part in parts if part.strip())
+    if not question and not asked and not _is_alpaca(row):
+        raise RowError("wants a prompt beside the answers (prompt, instruction, messages or conversations), got none")
     if not question:
         raise RowError(f'"{asked or "instruction"}" wants text, got none: fill it in or take the row out', "empty_turn")
     return _with_system(row, [*_history(row), Message("user", question)])

@@ -21,6 +21,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from evergreen.data.formats import Skipped
@@ -173,7 +174,8 @@ def sample_indices(num_rows: int, num_wanted: int, seed: int) -> Sequence[int]:
 
 
 def _summary(source: Located, rows: int | None, used: int | None, digest: str) -> dict:
-    return {"name": source.name, "path": source.path, "rows": rows, "used": used, "format": source.format(),
+    path = str(Path(source.path).resolve()) if source.files else source.path  # still true when run from elsewhere
+    return {"name": source.name, "path": path, "rows": rows, "used": used, "format": source.format(),
             "sha256": digest}
 
 
@@ -198,11 +200,13 @@ def _streaming(located: list[Located], read: _Reading, probabilities: Sequence[f
         streams.append(_stream(source, read, rows, used))
         weights.append(source.num_bytes * (used / rows if rows else 1))
         summary.append(_summary(source, rows, used, source.sha256))
+    usual = sum(weights) / max(1, sum(map(bool, weights))) or 1  # for hub sets, whose size is not known
+    weights = list(probabilities) or [weight or usual for weight in weights]
     settings = [[source["sha256"] or source["name"], source["used"]] for source in summary]
     identity = digest_of([settings, list(probabilities), stopping if probabilities else "", read.seed, read.model_name,
                           read.model_author])
-    return StreamingMixture(streams, list(probabilities) or weights, stopping if probabilities else None, read.seed,
-                            summary, read.skipped, identity)
+    return StreamingMixture(streams, weights, stopping if probabilities else None, read.seed, summary, read.skipped,
+                            identity)
 
 
 def _stream(source: Located, read: _Reading, rows: int | None,

@@ -13,7 +13,7 @@ Promises: a record is never split, reordered inside, or seen by another. Does no
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -71,14 +71,18 @@ class Layout:
     keys: "torch.Tensor"  # [R, K] row indices of a record's path, padded with its first
     mask: "torch.Tensor"  # [R, 1, Q, K] bool: which keys a query sees
     place: "torch.Tensor"  # [T] where a token's result stands in the flattened [R * Q]
+    key_place: "torch.Tensor"  # [T] where a token first stands in the flattened [R * K]
+    again_token: "torch.Tensor"  # [E] tokens that stand in further paths too: once for each
+    again_place: "torch.Tensor"  # [E] and where, in the flattened [R * K]
 
     def to(self, device: "torch.device") -> "Layout":
-        return Layout(
-            *(
-                tensor.to(device, non_blocking=True)
-                for tensor in (self.last, self.queries, self.keys, self.mask, self.place)
-            )
-        )
+        return Layout(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def inverse(self, indices: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+        """For `queries` or `keys`: where each token first stands in them, and which stand again, and where."""
+        if indices is self.keys:
+            return self.key_place, self.again_token, self.again_place
+        return self.place, self.again_token[:0], self.again_place[:0]
 
     def dense_mask(self) -> "torch.Tensor":
         """The same mask over the whole row, [1, 1, T, T] bool: the slow, obvious twin."""
@@ -158,7 +162,19 @@ def _layout(owned: list[range], paths: list[list[int]], last: list[int]) -> Layo
     query_depth = first_depth + torch.arange(num_queries)[None, :, None]
     mask = torch.arange(num_keys)[None, None, :] <= query_depth  # a padded query sees its record, and is never read
     place = torch.cat([torch.arange(len(own)) + i * num_queries for i, (own, _) in enumerate(pairs)])
-    return Layout(torch.tensor(last), queries, keys, mask[:, None], place)
+    standing = [(token, i * num_keys + k) for i, (_, path) in enumerate(pairs) for k, token in enumerate(path)]
+    first = dict(reversed(standing))
+    again = [(token, where) for token, where in standing if first[token] != where]
+    return Layout(
+        last=torch.tensor(last),
+        queries=queries,
+        keys=keys,
+        mask=mask[:, None],
+        place=place,
+        key_place=torch.tensor([first[token] for token in range(len(last))]),
+        again_token=torch.tensor([token for token, _ in again], dtype=torch.long),
+        again_place=torch.tensor([where for _, where in again], dtype=torch.long),
+    )
 
 
 def _padded_row(records: Sequence[EncodedRecord], pad_id: int) -> Row:

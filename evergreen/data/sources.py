@@ -9,9 +9,6 @@ and on the Hugging Face hub; on ModelScope when the extra is installed. `hf::NAM
 import difflib
 import hashlib
 import re
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +22,7 @@ from evergreen.home import read_json
 from evergreen.records import BadInput, Record
 
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid", "val", "eval", "test")}
+MAX_SAMPLES = 100_000_000
 MODELSCOPE_LINE = "pip install 'evergreen-lm[modelscope]'"
 
 
@@ -66,9 +64,10 @@ class Located:
             return "".join(digests)
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    @cached_property
+    @property
     def num_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.files) or 1
+        """On the disk; 0 for a set on a hub."""
+        return sum(path.stat().st_size for path in self.files)
 
     def format(self) -> str:
         if self.files:
@@ -103,6 +102,8 @@ def parse_source(text: str) -> Source:
         return Source(name.strip())
     if not re.fullmatch(r"[0-9]+", count.strip()) or int(count) < 1:
         raise BadInput(f"--dataset {text}: after # stands how many rows to take, a whole number from 1; got {count!r}")
+    if int(count) > MAX_SAMPLES:
+        raise BadInput(f"--dataset {text}: more than {MAX_SAMPLES:,} rows: take fewer and more epochs")
     return Source(name.strip(), int(count))
 
 
@@ -125,30 +126,42 @@ def resolve(source: Source, dataset_dir: str = "", split: str = "train", streami
     entry = _entries(dataset_dir).get(source.name)
     if entry is not None:
         return _from_entry(source, *entry, split, streaming)
-    folder = Path("dataset") / source.name
-    if folder.is_dir():
+    folder = named_folder(source.name)
+    if folder:
         return Located(source.name, source.num_samples, files_of_folder(folder, split))
     for path in (Path(source.name).expanduser(), Path(dataset_dir or "data") / source.name):
         if path.exists():
             files = files_of_folder(path, split) if path.is_dir() else (path,)
-            return Located(source.name, source.num_samples, files)
+            return Located(source.name, source.num_samples, files, _layout_of_file(files[0]))
     return Located(source.name, source.num_samples, hub=_hub_set(source.name, dataset_dir, split, streaming))
 
 
+def named_folder(name: str) -> Path | None:
+    """dataset/NAME, when NAME is a plain name and that is a folder."""
+    folder = Path("dataset") / name
+    plain = Path(name).parts and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return folder if plain and folder.is_dir() else None
+
+
 def files_of_folder(folder: Path, split: str = "train") -> tuple[Path, ...]:
-    """A folder's train files, else all but dev and test files; for validation dev.*, else validation.*, ..., test.*"""
+    """A folder's train files, else all but dev and test files; for validation dev.*, else validation.*, ..., test.*
+
+    What is named so may be a folder too: train/ with any files in it."""
     files = sorted(path for path in folder.iterdir() if is_data_file(path) and path.name != "dataset_info.json")
-    if not files and (folder / "data").is_dir():  # a hub set's own layout
+    if not files and (folder / "data").is_dir() and not (folder / SPLITS[split][0]).is_dir():  # a hub set's own layout
         return files_of_folder(folder / "data", split)
     for word in SPLITS[split]:
         named = tuple(path for path in files if _split_word(path) == word)
+        if not named and (folder / word).is_dir():
+            named = tuple(path for path in sorted((folder / word).iterdir()) if is_data_file(path))
         if named:
             return named
     rest = tuple(path for path in files if _split_word(path) not in SPLITS["validation"])
     if split == "train" and rest:
         return rest
-    raise BadInput(f"{folder} wants {' or '.join(f'{word}.*' for word in SPLITS[split])}, "
-                   f"holds {', '.join(path.name for path in files) or 'no data file'}")
+    inside = [path.name for path in files] + [f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir()]
+    raise BadInput(f"the folder {folder} wants {' or '.join(f'{word}.*' for word in SPLITS[split])}, "
+                   f"holds {', '.join(inside[:12]) or 'no data file'}")
 
 
 def _sha256(path: Path) -> str:
@@ -181,6 +194,16 @@ def _entries(dataset_dir: str) -> dict[str, tuple[dict, Path]]:
 def _names_of(entry: dict) -> list[str]:
     names = [entry.get(key) for key in ("dataset_name", "ms_dataset_id", "hf_dataset_id", "dataset_path")]
     return [str(name) for name in names if name]
+
+
+def _layout_of_file(path: Path) -> Layout | None:
+    """How the dataset_info.json beside a file describes it, when just one entry does: its path reads as its name."""
+    try:
+        entries = [entry for entry, folder in _entries(str(path.parent)).values()
+                   if folder / str(entry.get("file_name") or entry.get("dataset_path")) == path]
+    except BadInput:  # the `datasets` library leaves a file of that name, too, for something else
+        return None
+    return _layout(entries[0], f"{path.parent / 'dataset_info.json'}") if len(entries) == 1 else None
 
 
 def _from_entry(source: Source, entry: dict, folder: Path, split: str, streaming: bool) -> Located:
@@ -223,14 +246,15 @@ def _hub_set(name: str, dataset_dir: str, split: str, streaming: bool) -> HubSet
     kind, mark, rest = name.partition("::")
     bare, _, subset = (rest if mark else name).partition(":")
     is_hub_name = re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", bare) and data_suffix(Path(bare)) not in SUFFIXES
-    if (mark and kind not in ("hf", "ms")) or not is_hub_name:
+    if (mark and kind not in ("hf", "ms")) or not is_hub_name or "://" in name:
         raise BadInput(f"--dataset {name}: no such file{_near(name, dataset_dir)}")
     hub = HubSet(bare, subset or None, split, None, kind if mark else "hf", streaming)
     try:
         hub.rows  # noqa: B018 loaded now, so that a name that is nowhere is an error before anything else starts
     except BadInput as error:
         if mark or not _has_modelscope():
-            raise BadInput(f"--dataset {name}: no such file, folder or name here, and {error}"
+            extra = "" if mark else f"; ModelScope needs an extra: {MODELSCOPE_LINE}"
+            raise BadInput(f"--dataset {name}: no such file, folder or name here, and {error}{extra}"
                            f"{_near(name, dataset_dir)}") from None
         hub = HubSet(bare, subset or None, split, None, "ms", streaming)
     return hub
@@ -255,8 +279,10 @@ def _from_hugging_face(hub: HubSet) -> Any:
     import datasets
     import huggingface_hub
 
-    if not _is_reachable(huggingface_hub.constants.ENDPOINT):  # else the library tries for 25 s; its cache still serves
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    hub_constants = huggingface_hub.constants
+    if not hub_constants.HF_HUB_OFFLINE and not _is_reachable(hub_constants.ENDPOINT):
+        # else the library tries for 25 seconds; what it has cached still serves
+        datasets.config.HF_HUB_OFFLINE = hub_constants.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(hub.name, hub.subset, data_dir=hub.folder, split=hub.split,
                                      streaming=hub.streaming)
@@ -268,6 +294,10 @@ def _from_hugging_face(hub: HubSet) -> Any:
 
 def _is_reachable(address: str) -> bool:
     """Whether a connection opens within three seconds; behind a proxy nobody can say, so yes."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
     if urllib.request.getproxies():
         return True
     parts = urllib.parse.urlsplit(address)

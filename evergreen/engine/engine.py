@@ -163,7 +163,9 @@ class Engine:
         try:
             output = self.model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache,
                                 use_cache=True, **keep)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
             raise Failure(f"out of memory with {len(ids)} prompts of up to {mask.shape[1]} tokens: lower --batch_size "
                           "or shorten the prompts") from None
         logits = output.logits[:, -1].float()

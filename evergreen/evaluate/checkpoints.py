@@ -32,8 +32,8 @@ from evergreen.records import BadInput
 if TYPE_CHECKING:
     from evergreen.settings import EvalSettings
 
-CAN_SEE = 0.05
-RISE = 1.02
+CAN_SEE = 0.05  # an interval of a difference up to 5 points either way is narrow enough to deny a drop
+RISE = 1.02  # evaluation losses within 2% of the least count as equal to it
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run_checkpoints(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str
     folder = Path(settings.checkpoints).expanduser()
     places = checkpoint_folders(folder)
     versions = {name: compared_version(str(place), settings) for name, (_, place) in places.items()}
-    out = output_folder(settings, tasks, "eval-checkpoints", list(versions.values()))
+    out = output_folder(settings, tasks, f"checkpoints-{folder.resolve().name}", list(versions.values()))
     with exclusive(out / ".lock", "evaluating into this folder"):
         scored = {name: score_version(version, tasks, settings, out / name) for name, version in versions.items()}
         points_of_run = _on_common_items(scored, tasks, {name: step for name, (step, _) in places.items()})
@@ -166,7 +166,8 @@ def judge(run: Sequence[Checkpoint], losses: Losses = Losses()) -> Judgement:  #
     risen = loss_rises_from(losses)
     by_loss = next((point for point in after if risen is not None and point.step >= risen), None)
     overfits_from = min((point for point in (dropped, by_loss) if point), key=lambda point: point.step, default=None)
-    half_width = max(((d.high - d.low) / 2 for d in against_best.values()), default=0.0)
+    widths = [against_best[point.name].high - against_best[point.name].low for point in after]
+    half_width = max(widths, default=0.0) / 2
     is_sure = half_width <= CAN_SEE or (dropped is not None and best is highest)
     sentences = [_best_sentence(best, highest, run),
                  _overfitting_sentence(best, after, dropped, risen, by_loss, half_width)]
@@ -198,6 +199,8 @@ def _best_sentence(best: Checkpoint, highest: Checkpoint, run: Sequence[Checkpoi
     score = f"{points(best.overall.mean)}% (95%: {span(best.overall.low, best.overall.high)})"
     if len(run) == 1:
         return f"{best.name} is the only checkpoint, with {score}."
+    if not any(difference(best, point).is_real for point in run if point is not best):
+        return f"No checkpoint can be told from {best.name}, the earliest, with {score}."
     if best is highest:
         return f"{best.name} is best with {score}."
     ahead = difference(best, highest)
@@ -212,7 +215,7 @@ def _overfitting_sentence(best: Checkpoint, after: Sequence[Checkpoint], dropped
         text = (f"Overfitting begins at {dropped.name}: {points(-drop.mean)} points below {best.name} "
                 f"(95%: {span(-drop.high, -drop.low)}).")
     elif by_loss:
-        text = f"Overfitting begins at {by_loss.name}."
+        text = f"By the losses overfitting begins at {by_loss.name}, although no score has dropped for sure."
     elif risen is not None or not after:
         text = "" if risen is not None else "Nothing was scored after it, so overfitting cannot be seen."
     elif half_width > CAN_SEE:
@@ -259,7 +262,7 @@ def draw(run: Sequence[Checkpoint], names: Sequence[str], losses: Losses, judgem
         _draw_scores(axes, run, names, judgement)
         if losses.train or losses.evaluated:
             _draw_losses(axes.twinx(), losses)
-        figure.legend(loc="outside right upper", fontsize="small")
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small")
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
     return path

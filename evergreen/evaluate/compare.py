@@ -24,6 +24,7 @@ from evergreen.evaluate.harness import (
 from evergreen.evaluate.statistics import Difference, McNemar, Pairs
 from evergreen.evaluate.tasks import Task
 from evergreen.home import exclusive, write_json, write_jsonl
+from evergreen.records import BadInput
 
 if TYPE_CHECKING:
     from evergreen.settings import EvalSettings
@@ -54,7 +55,7 @@ class Comparison:
 
 def run_compare(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str, Any]:
     a, b = (compared_version(name, settings) for name in settings.compare)
-    out = output_folder(settings, tasks, "eval-compare", [a, b])
+    out = output_folder(settings, tasks, f"{Path(a.name).name}-{Path(b.name).name}", [a, b])
     with exclusive(out / ".lock", "evaluating into this folder"):
         scored_a = score_version(a, tasks, settings, out / "a")
         scored_b = score_version(b, tasks, settings, out / "b")
@@ -83,8 +84,10 @@ def write_comparison(a: Scored, b: Scored, tasks: Sequence[Task], out: Path) -> 
 
 
 def pairs_of(task: Task, a: Scored, b: Scored) -> Pairs:
-    """Scores of the items that both have, in order."""
+    """Scores of the items that both have, in order. Raises BadInput when they have none in common."""
     places = [place for place in a.rows[task.name] if place in b.rows[task.name]]
+    if not places:
+        raise BadInput(f"{a.version.name} and {b.version.name} share no answered item of {task.name}: shorten prompts")
     return tuple([scored.rows[task.name][place]["score"] for place in places] for scored in (a, b))
 
 
@@ -101,7 +104,8 @@ def compare_overall(tasks: Sequence[Task], a: Scored, b: Scored) -> Comparison:
     means_a, means_b = ([sum(scores) / len(scores) for scores in side] for side in zip(*pairs, strict=True))
     joined = [[score for scores in side for score in scores] for side in zip(*pairs, strict=True)]
     counts = statistics.mcnemar(*joined) if statistics.is_right_or_wrong(*joined) else None
-    return Comparison("overall", ", ".join(dict.fromkeys(task.metric for task in tasks)), sum(means_a) / len(tasks),
+    metrics = {task.metric for task in tasks}
+    return Comparison("overall", metrics.pop() if len(metrics) == 1 else "mixed", sum(means_a) / len(tasks),
                       sum(means_b) / len(tasks), statistics.paired_difference(pairs), counts)
 
 
@@ -146,16 +150,21 @@ def _print(compared: Sequence[Comparison], won: Sequence[dict], lost: Sequence[d
     from rich.table import Table
 
     table = Table(title=f"A = {escape(a.name)}, B = {escape(b.name)}: scores in %", title_justify="left")
-    for column in ("task", "metric", "A", "B", "B - A", "95% interval", "p", "items", "both right", "only A", "only B",
-                   "both wrong"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for column in ("task", "metric", "A", "B", "B - A", "95% interval", "p", "n"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
+    counted = Table(title="right and wrong answers", title_justify="left")
+    for column in ("task", "both right", "only A", "only B", "both wrong", "McNemar's p"):
+        counted.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
     for one in compared:
-        counts, difference = one.mcnemar, one.difference
-        p_value = counts.p_value if counts and one.task != "overall" else difference.p_value
+        difference = one.difference
         table.add_row(escape(one.task), one.metric, points(one.mean_a), points(one.mean_b), points(difference.mean),
-                      span(difference.low, difference.high), f"{p_value:.3f}", str(difference.n),
-                      *(map(str, (counts.both, counts.only_a, counts.only_b, counts.neither)) if counts else [""] * 4))
+                      span(difference.low, difference.high), f"{difference.p_value:.3f}", str(difference.n))
+        if counts := one.mcnemar:
+            counted.add_row(escape(one.task), str(counts.both), str(counts.only_a), str(counts.only_b),
+                            str(counts.neither), f"{counts.p_value:.3f}")
     console().print(table)
+    if counted.row_count:
+        console().print(counted)
     for title, rows in (("won by B", won), ("lost by B", lost)):
         if rows:
             console().print(_examples(title, rows))

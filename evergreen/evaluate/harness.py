@@ -76,6 +76,8 @@ def run_eval(settings: "EvalSettings") -> dict[str, Any]:
     if settings.compare and len(settings.compare) != 2:
         raise BadInput(f"--compare wants two models, adapters or checkpoints, got {len(settings.compare)}: "
                        f"{' '.join(settings.compare)}")
+    if settings.adapters and (settings.compare or settings.checkpoints):
+        raise BadInput("--adapters does not go with --compare or --checkpoints: name the adapters there")
     skipped = Skipped()
     tasks = read_tasks(settings.eval_dataset, settings.metric, settings.max_samples, settings.on_bad_row, skipped)
     if skipped.count:
@@ -89,7 +91,7 @@ def run_eval(settings: "EvalSettings") -> dict[str, Any]:
 
 def run_one(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str, Any]:
     version = version_of(settings.model, settings.adapters, settings)
-    out = output_folder(settings, tasks, "eval", [version])
+    out = output_folder(settings, tasks, Path(version.name).name, [version])
     with exclusive(out / ".lock", "evaluating into this folder"):
         scored = score_version(version, tasks, settings, out)
     print_scores(scored, tasks)
@@ -100,6 +102,7 @@ def run_one(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str, Any]:
 def score_version(version: Version, tasks: Sequence[Task], settings: "EvalSettings", out: Path) -> Scored:
     """Rows and scores of one version, written under `out`; what is there already is not asked again."""
     out.mkdir(parents=True, exist_ok=True)
+    _say_what_is_replaced(out, version)
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     asked_with = [version.digest, asdict(sampling), settings.system, settings.template, settings.torch_dtype]
     keys = {task.name: [digest_of([*asked_with, item.digest]) for item in task.items] for task in tasks}
@@ -202,14 +205,13 @@ def model_digest(folder: str | Path) -> str:
     return digest_of([recorded, small, None if recorded else weights])
 
 
-def output_folder(settings: "EvalSettings", tasks: Sequence[Task], kind: str, versions: Sequence[Version]) -> Path:
+def output_folder(settings: "EvalSettings", tasks: Sequence[Task], name: str, versions: Sequence[Version]) -> Path:
     """--output_dir, else a folder under HOME/reports, the same one for the same evaluation, so that it resumes."""
     if settings.output_dir:
         return Path(settings.output_dir).expanduser()
     asked = [[task.name, [item.digest for item in task.items]] for task in tasks]
     digest = digest_of([[version.digest for version in versions], asked, settings.max_new_tokens, settings.system])
-    names = "-".join(Path(version.name).name for version in versions)[:80]
-    return home_dir(settings.home or None) / "reports" / f"{kind}-{names}-{digest[:8]}"
+    return home_dir(settings.home or None) / "reports" / f"eval-{name[:80]}-{digest[:8]}"
 
 
 # Rows
@@ -229,6 +231,13 @@ def _known_answers(path: Path, keys: set[str]) -> dict[str, dict]:
         raise BadInput(f"{path} is damaged ({error}): delete it, or choose another --output_dir") from None
     write_jsonl(path, rows)
     return {row["key"]: row for row in rows}
+
+
+def _say_what_is_replaced(out: Path, version: Version) -> None:
+    earlier = read_json(out / "scores.json") if (out / "scores.json").is_file() else {}
+    if earlier.get("digest", version.digest) != version.digest:
+        console().print(f"{out} held the results of {earlier.get('model')} as it was then; those of {version.name} "
+                        "replace them", markup=False)
 
 
 def _first_places(keys: Sequence[str], known: dict[str, dict]) -> list[int]:
@@ -295,8 +304,8 @@ def print_scores(scored: Scored, tasks: Sequence[Task]) -> None:
         table.add_row(escape(score.task), score.metric, points(score.mean), span(score.low, score.high), str(score.n),
                       str(num_cut))
     console().print(table)
-    console().print(f"seconds per answer: median {scored.latency_ms['p50'] / 1000:.2f}, 95% below "
-                    f"{scored.latency_ms['p95'] / 1000:.2f}")
+    seconds = {name: f"{value / 1000:.2f}" for name, value in scored.latency_ms.items()}
+    console().print(f"seconds per answer, in batches as asked: median {seconds['p50']}, 95% below {seconds['p95']}")
 
 
 def _progress() -> Any:

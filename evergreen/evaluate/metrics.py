@@ -110,7 +110,8 @@ def letter_of(text: str, options: dict[str, str] | None = None, strict: bool = F
 
 def _only_letter(text: str) -> str | None:
     """The one capital that stands alone, if there is one; an "A" before a word is taken for the article."""
-    found = {match[1] for match in _STANDING.finditer(text) if not re.match(r"A (?!or\b|and\b)\w", text[match.start():])}
+    article = re.compile(r"A (?!or\b|and\b)\w")
+    found = {match[1] for match in _STANDING.finditer(text) if not article.match(text, match.start())}
     return found.pop() if len(found) == 1 else None
 
 
@@ -129,7 +130,7 @@ def options_of(item: "Item | None") -> dict[str, str]:
 
 _NUMBER = re.compile(
     r"\\d?frac\{(?P<top>\d+)\}\{(?P<bottom>\d+)\}|"
-    r"(?P<minus>(?<![\w.)%])[-\u2212\u2013])?[$€£¥]?(?:(?P<whole>\d+) (?=\d+/\d))?"
+    r"(?P<minus>(?<![A-Za-z0-9_.)%])[-\u2212\u2013])?[$€£¥]?(?:(?P<whole>\d+) (?=\d+/\d))?"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d{1,4}(?:,\d{4})+(?!\d)|\d+(?:\.\d+)?|\.\d+)(?P<power>[eE][-+]?\d+)?"
     r"(?:\s?/\s?(?P<over>\d+(?:\.\d+)?))?"
     r"(?P<unit>\s?%|\s?percent\b|\s?[十百千]?万亿|\s?[十百千]?[万亿]|\s?千(?![米克瓦卡升伏字帕赫])"
@@ -138,11 +139,13 @@ _RESULT = re.compile(r"(?:(?i:\b(?:answer|result|total)(?: is|:)+)|####|答案(?
                      r"结果(?:是|为|:)+|\\boxed\{|(?:所以|因此|总共|一共|共计|合计)(?:是|有|为))([^\n。;]*)")
 _UNITS = {"": 1.0, "%": 0.01, "percent": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _CHINESE_UNITS = {"十": 1e1, "百": 1e2, "千": 1e3, "万": 1e4, "亿": 1e8}
+_SPELLED = r"[零〇一二两三四五六七八九十百千万亿]+"
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 
 
 def numeric(answer: str, references: Sequence[str], item: "Item | None" = None) -> float:
-    """Equal to a relative 1e-6. A percentage and a bare number are the same either way round: 50% is 50 and is 0.5."""
+    """Whole numbers equal, others to a relative 1e-6. A percentage and a bare number are the same either way round: 50%
+    is 50 and is 0.5."""
     given = number_in(answer)
     return float(given is not None and any(_same_number(given, wanted) for reference in references
                                            if (wanted := number_in(reference)) is not None))
@@ -153,7 +156,7 @@ def number_in(text: str) -> tuple[float, bool] | None:
     1.2万, 3亿, 2 million, full-width digits, and in a short answer without digits a Chinese numeral."""
     text = unicodedata.normalize("NFKC", text.replace("½", " 1/2")).replace("\u2044", "/")
     text = re.sub(r"\*\*|\\[,!;]|\\(?=[%$])", "", text)
-    text = re.sub(r"百分之(\d+(?:\.\d+)?)", r"\1%", text)
+    text = re.sub(rf"({_SPELLED}|\d+)分之({_SPELLED}|\d+(?:\.\d+)?)", _spelled_fraction, text)
     for result in reversed([*_RESULT.finditer(text)]):
         stated = result[1].rpartition("=")[2]
         near = _NUMBER.search(stated)
@@ -161,7 +164,7 @@ def number_in(text: str) -> tuple[float, bool] | None:
             return _value(near)
     if found := [*_NUMBER.finditer(text)]:
         return _value(found[-1])
-    spelled = re.findall(r"[零〇一二两三四五六七八九十百千万亿]+", text) if len(text) <= 12 else []
+    spelled = re.findall(_SPELLED, text) if len(text) <= 12 else []
     return (_chinese_number(spelled[-1]), False) if spelled else None
 
 
@@ -179,11 +182,17 @@ def _value(match: re.Match) -> tuple[float, bool]:
 
 def _same_number(left: tuple[float, bool], right: tuple[float, bool]) -> bool:
     (a, a_is_percent), (b, b_is_percent) = left, right
-    if math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9):
+    if a == b or not (a.is_integer() and b.is_integer()) and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9):
         return True
     if a_is_percent == b_is_percent:
         return False
     return math.isclose(a * 100, b, rel_tol=1e-6) if a_is_percent else math.isclose(a, b * 100, rel_tol=1e-6)
+
+
+def _spelled_fraction(match: re.Match) -> str:
+    """三分之一 -> 1/3, 百分之五十 -> 50%."""
+    below, above = (part if part[0].isdecimal() else f"{_chinese_number(part):g}" for part in match.groups())
+    return f"{above}%" if below == "100" else f"{above}/{below}"
 
 
 def _chinese_number(text: str) -> float:
@@ -291,7 +300,6 @@ def _f1(precision: float, recall: float) -> float:
 
 # --- json -----------------------------------------------------------------------------------------------------------
 
-_FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.S)
 _NOT_JSON = object()
 
 
@@ -305,9 +313,12 @@ def json_match(answer: str, references: Sequence[str], item: "Item | None" = Non
 
 
 def _parsed(text: str) -> Any:
-    fenced = _FENCE.fullmatch(text)
+    text = text.strip()
+    head, _, body = text.partition("\n")
+    if head.strip().lower() in ("```", "```json") and body.endswith("```"):
+        text = body[:-3]
     try:
-        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _NOT_JSON
 

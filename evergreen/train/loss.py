@@ -230,21 +230,63 @@ def _by_record(
         depth = _depths(layout)
         mask = mask & (depth[layout.keys][:, None, None, :] > depth[layout.queries][:, None, :, None] - sliding_window)
     out = F.scaled_dot_product_attention(
-        _take(query, layout.queries),
-        _take(key, layout.keys),
-        _take(value, layout.keys),
+        _take(query, layout.queries, layout),
+        _take(key, layout.keys, layout),
+        _take(value, layout.keys, layout),
         attn_mask=mask,
         dropout_p=dropout,
         scale=scaling,
         enable_gqa=True,
     )
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, layout.place)[None]
+    return _Scatter.apply(out.transpose(1, 2).flatten(0, 1).flatten(1), layout.place).view(-1, *out.shape[1::2])[None]
 
 
-def _take(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def _take(states: torch.Tensor, indices: torch.Tensor, layout: "Layout") -> torch.Tensor:
     """[1, H, T, D] and [R, L] -> [R, H, L, D]."""
     tokens = states[0].transpose(0, 1)
-    return tokens.index_select(0, indices.flatten()).unflatten(0, indices.shape).transpose(1, 2)
+    taken = _Gather.apply(tokens.flatten(1), indices.flatten(), *layout.inverse(indices))
+    return taken.view(*indices.shape, *tokens.shape[1:]).transpose(1, 2)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a matrix by index; the gradient of a row is gathered too, and summed only where it was taken twice.
+
+    torch's own gradient adds row by row into zeros, which on a CPU costs more than the attention between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: torch.Tensor,
+        indices: torch.Tensor,
+        place: torch.Tensor,
+        again_row: torch.Tensor,
+        again_place: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(place, again_row, again_place)
+        return rows.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        place, again_row, again_place = ctx.saved_tensors
+        total = grad.index_select(0, place)
+        if again_row.numel():
+            total.index_add_(0, again_row, grad.index_select(0, again_place))
+        return total, None, None, None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """Rows at `place`, each taken once; the rows left out get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(place)
+        ctx.num_rows = rows.shape[0]
+        return rows.index_select(0, place)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        [place] = ctx.saved_tensors
+        return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, place, grad), None
 
 
 def _depths(layout: "Layout") -> torch.Tensor:

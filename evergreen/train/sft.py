@@ -164,11 +164,12 @@ class _Run:
     def _make_trainer(self, penalty: Penalty | None) -> Any:
         from transformers import PrinterCallback
 
-        from evergreen.train import loss, memory
+        from evergreen.train import fused, loss, memory
         from evergreen.train.progress import ProgressCallback
         from evergreen.train.trainer import Endless, EvergreenTrainer
 
         loss.install(self.model)
+        fused.fuse(self.model)
         memory.keep_freed_memory()
         settings = self.settings
         trainer = EvergreenTrainer(
