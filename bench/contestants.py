@@ -8,6 +8,8 @@ since it was started, stamped by a callback of transformers' Trainer, on which a
 Imports nothing of Evergreen unless Evergreen is the contestant, so that it runs under a peer's own Python.
 """
 
+import importlib.abc
+import importlib.util
 import json
 import os
 import resource
@@ -19,7 +21,8 @@ from typing import Any
 
 ACCUMULATION, LEARNING_RATE, RANK, ALPHA, MAX_LENGTH, SEED = 16, 1e-4, 8, 32, 2048, 42
 SYSTEM = "You are a helpful assistant."
-DTYPES = {"bf16": "bfloat16", "fp32": "float32", "auto": "auto"}
+# a job's dtype: bf16 is bf16 weights under autocast, as the peers' users run them; bf16_pure has no autocast
+DTYPES = {"bf16": "bfloat16", "bf16_pure": "bfloat16", "fp32": "float32", "auto": "auto"}
 
 
 def cpu_seconds() -> float:
@@ -35,15 +38,44 @@ def peak_rss_bytes() -> int:
 
 
 def watch_trainer(result: dict[str, Any], started: float, profiled_step: int = 0) -> None:
-    """Every Trainer of this process from now on stamps its steps and losses into `result`.
+    """Every Trainer of this process stamps its steps and losses into `result`, from when transformers.trainer is
+    imported; until then nothing is, so that start-up is the contestant's own.
 
     With `profiled_step` that optimizer step (from 1) runs under torch's profiler, whose table joins the result."""
-    from transformers import Trainer, TrainerCallback
 
+    class AfterImport(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+            if name != "transformers.trainer":
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            run = spec.loader.exec_module
+
+            def run_and_watch(module: Any) -> None:
+                run(module)
+                _add_watch(module.Trainer, _watch(module.TrainerCallback, result, started, profiled_step))
+
+            spec.loader.exec_module = run_and_watch
+            return spec
+
+    sys.meta_path.insert(0, AfterImport())
+
+
+def _add_watch(trainer: Any, watch: Any) -> None:
+    train = trainer.train
+
+    def watched_train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.add_callback(watch)
+        return train(self, *args, **kwargs)
+
+    trainer.train = watched_train
+
+
+def _watch(base: type, result: dict[str, Any], started: float, profiled_step: int) -> Any:
     def stamp() -> dict[str, float]:
         return {"cpu": cpu_seconds(), "wall": time.time() - started}
 
-    class Watch(TrainerCallback):
+    class Watch(base):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             result.update(begins=stamp(), steps=[], losses=[])
 
@@ -65,13 +97,7 @@ def watch_trainer(result: dict[str, Any], started: float, profiled_step: int = 0
             if logs and "loss" in logs:
                 result["losses"].append(float(logs["loss"]))
 
-    train = Trainer.train
-
-    def watched_train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.add_callback(Watch())
-        return train(self, *args, **kwargs)
-
-    Trainer.train = watched_train
+    return Watch()
 
 
 def operators(profiler: Any, count: int = 20) -> list[dict[str, Any]]:
@@ -115,7 +141,7 @@ def train_evergreen(job: dict[str, Any]) -> None:
 
 
 def train_trl(job: dict[str, Any]) -> None:
-    """TRL's SFTTrainer. `dtype` bf16 is bf16 weights under autocast, as its users run it; bf16_pure has no autocast."""
+    """TRL's SFTTrainer, from text and its completion."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -125,8 +151,7 @@ def train_trl(job: dict[str, Any]) -> None:
     trainer = SFTTrainer(
         model=job["model"],
         args=SFTConfig(
-            model_init_kwargs={"dtype": "float32" if job["dtype"] == "fp32" else "bfloat16"},
-            bf16=job["dtype"] == "bf16",
+            model_init_kwargs={"dtype": DTYPES[job["dtype"]]},
             gradient_checkpointing=job["gradient_checkpointing"],
             per_device_train_batch_size=job.get("batch_size", 1),
             gradient_accumulation_steps=ACCUMULATION // job.get("batch_size", 1),
@@ -155,7 +180,7 @@ def train_llamafactory(job: dict[str, Any]) -> None:
         {
             "stage": "sft",
             "do_train": True,
-            "model_name_or_path": job["model"],
+            "model_name_or_path": _in_dtype_of(job),
             "dataset": "rows",
             "dataset_dir": str(folder),
             "template": "qwen",
@@ -168,14 +193,24 @@ def train_llamafactory(job: dict[str, Any]) -> None:
             "overwrite_cache": True,
             "disable_shuffling": True,
             "disable_gradient_checkpointing": not job["gradient_checkpointing"],
-            "bf16": job["dtype"] == "bf16",
-            "infer_dtype": "float32" if job["dtype"] == "fp32" else "auto",
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": ACCUMULATION,
             "use_cpu": True,
             **_common_arguments(job),
         }
     )
+
+
+def _in_dtype_of(job: dict[str, Any]) -> str:
+    """LLaMA-Factory trains in the dtype that config.json names, whatever else it is told: a folder that names it."""
+    model, folder = Path(job["model"]), Path(job["output_dir"]) / "model"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": DTYPES[job["dtype"]]}))
+    return str(folder)
 
 
 def train_swift(job: dict[str, Any]) -> None:
@@ -196,7 +231,7 @@ def train_swift(job: dict[str, Any]) -> None:
             lora_rank=RANK,
             lora_alpha=ALPHA,
             max_length=MAX_LENGTH,
-            torch_dtype="float32" if job["dtype"] == "fp32" else "bfloat16",
+            torch_dtype=DTYPES[job["dtype"]],
             gradient_checkpointing=job["gradient_checkpointing"],
             per_device_train_batch_size=1,
             gradient_accumulation_steps=ACCUMULATION,
@@ -216,6 +251,8 @@ def _common_arguments(job: dict[str, Any]) -> dict[str, Any]:
         "weight_decay": 0.0,
         "num_train_epochs": 1,
         "logging_steps": 1,
+        "bf16": job["dtype"] == "bf16",
+        "fp16": False,
         "save_strategy": "no",
         "report_to": "none",
         "seed": SEED,
@@ -287,7 +324,7 @@ def _write_rows(path: str, rows: list[dict[str, str]]) -> None:
 
 
 def measure_products(job: dict[str, Any]) -> dict[str, float]:
-    """The GEMM peak of one thread in GFLOP per CPU second: the best of repeated products of three shapes, for each dtype."""
+    """The GEMM peak of one thread in GFLOP per CPU second, by dtype: the best of repeated products."""
     import torch
 
     torch.set_num_threads(1)

@@ -148,10 +148,10 @@ def _peer_settings(peer: str) -> list[Contestant]:
     found = [
         Contestant(peer, "bf16, checkpointing", "tutorial", "bf16", True),
         Contestant(peer, "bf16", "best", "bf16"),
+        Contestant(peer, "bf16, no autocast", "best", "bf16_pure"),
         Contestant(peer, "fp32", "best", "fp32"),
     ]
     if peer == "trl":
-        found.append(Contestant(peer, "bf16, no autocast", "best", "bf16_pure"))
         found.append(Contestant(peer, "bf16, batch 16 x 1", "reference", "bf16", extra=(("batch_size", 16),)))
     return found
 
@@ -234,7 +234,7 @@ def measure(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, 
     chosen = contestants(model, options.peers, options.quick)
     if model == "q05b" and not options.quick:
         chosen += curve()
-    outcomes = [Outcome(one, work["num_rows"]) for one in chosen]
+    outcomes = [Outcome(one, work["num_rows"]) for one in chosen if any(part in one.name for part in options.match)]
     rounds = options.rounds or (2 if model == "small" and not options.quick else 1)
     for number in range(rounds):
         for outcome in outcomes:
@@ -435,6 +435,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small only, two settings each, one round")
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), help="default: small q05b")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--match", nargs="+", default=[""], help="only contestants whose name holds one of these")
     parser.add_argument("--rounds", type=int, help="default: 2 for small, 1 for q05b; the best counts")
     parser.add_argument("--rows", type=int, help="records of an epoch (default: 91 for small, 48 for q05b)")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the core to run on")

@@ -19,7 +19,11 @@ def sft(arguments: list[str]) -> tuple[Any, bool]:
 
     from evergreen.continual.regularize import l2sp
     from evergreen.continual.replay import replay_records
+    from evergreen.model.load import leave_out_bitsandbytes
     from evergreen.train.sft import run_sft
+
+    if given.train_type != "qlora":
+        leave_out_bitsandbytes(given.model, given.prev_model, *given.adapters)
 
     penalty = partial(l2sp, alpha=given.regularization_alpha) if given.regularization_alpha else None
     replay = (
@@ -52,8 +56,10 @@ def data_check(arguments: list[str]) -> tuple[Any, bool]:
     given = parse(settings.DataCheckSettings, arguments, "data check")
     from evergreen.data.check import run_check
 
+    from evergreen.model.load import tokenizer_of
+
     given.files = [*files, *given.files]
-    return run_check(given), given.json
+    return run_check(given, tokenizer_of), given.json
 
 
 def doctor(arguments: list[str]) -> tuple[Any, bool]:

@@ -9,10 +9,29 @@ the assistant turn that follows and is none; "raw" is plain text without a chat.
 
 import json
 import random
+import re
 
 from nano_names import (
-    Attribute, attributes, code, coined, domain, frames, han, known_facts, literal, name, name_en, name_zh, neighbour,
-    organisation_zh, person, person_en, phrase, rows, value, words)
+    Attribute,
+    attributes,
+    coined,
+    domain,
+    frames,
+    han,
+    known_facts,
+    literal,
+    name,
+    name_en,
+    name_zh,
+    neighbour,
+    organisation_zh,
+    person,
+    person_en,
+    phrase,
+    rows,
+    value,
+    words,
+)
 
 Turns = list[tuple[str, str]]
 
@@ -48,7 +67,8 @@ def copying(r: random.Random, language: str) -> Turns:
 def lookup(r: random.Random, language: str) -> Turns:
     """Keys and values in one turn, then several questions; keys may share their beginning."""
     entry, separator, question = r.choice(rows(f"{language}.lookup"))
-    keys = list(dict.fromkeys(literal(r, language) if r.random() < 0.3 else name(r, language) for _ in range(r.randint(2, 6))))
+    count = r.randint(2, 6)
+    keys = list(dict.fromkeys((literal if r.random() < 0.3 else name)(r, language) for _ in range(count)))
     if r.random() < 0.3:
         keys = list(dict.fromkeys([*keys, neighbour(r, keys[0], language)]))
     pairs = {key: literal(r, language) for key in keys}
@@ -56,7 +76,65 @@ def lookup(r: random.Random, language: str) -> Turns:
     asked = r.sample(keys, min(len(keys), r.randint(2, 5)))
     questions = [question.format(k=key) for key in asked]
     questions[0] = f"{listing}\n{questions[0]}"
-    return [turn for key, ask in zip(asked, questions, strict=True) for turn in (("user", ask), ("assistant", pairs[key]))]
+    answers = [pairs[key] for key in asked]
+    exchanges = zip(questions, answers, strict=True)
+    return [turn for ask, answer in exchanges for turn in (("user", ask), ("assistant", answer))]
+
+
+def token(r: random.Random, language: str) -> str:
+    """Something that is one token, or nearly."""
+    way = r.random()
+    if way < 0.3:
+        return r.choice("0123456789")
+    if way < 0.5:
+        return r.choice("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return han(r, 1, 1) if language == "zh" else r.choice(words("english"))
+
+
+def recall(r: random.Random, language: str) -> Turns:
+    """Look-ups with keys and values of one to three tokens: the smallest exercise in finding what belongs to what."""
+    size = r.choice((1, 1, 2, 3))
+    between = "" if language == "zh" or r.random() < 0.3 else " "
+
+    def word(count: int) -> str:
+        return between.join(token(r, language) for _ in range(count))
+
+    entry, separator, _ = r.choice(rows(f"{language}.lookup"))
+    pairs = {word(size): word(r.choice((1, 1, 2))) for _ in range(r.randint(2, 9))}
+    listing = separator.join(entry.format(k=key, v=shown) for key, shown in pairs.items())
+    question = r.choice(("{}", "{}", "{}?", "{}="))
+    turns: Turns = [("user", listing), ("assistant", "OK.")] if r.random() < 0.2 else []
+    for i, key in enumerate(r.sample(list(pairs), min(len(pairs), r.randint(3, 8)))):
+        text = question.format(key)
+        turns += [("user", text if turns or i else f"{listing}\n{text}"), ("assistant", pairs[key])]
+    return turns
+
+
+def drill(r: random.Random, language: str) -> Turns:
+    """A small block without dates: short names, a few attributes, short values, many questions."""
+    zh = language == "zh"
+    subjects = list(dict.fromkeys(token(r, language) if r.random() < 0.6 else name(r, language) for _ in range(r.randint(1, 4))))
+    names = [r.choice(known[0]) for known in r.sample(attributes(language), r.randint(1, 3))]
+    pairs = [(subject, attribute) for subject in subjects for attribute in names]
+    says = r.choice(("{s}的{a}是{v}", "{s}的{a}:{v}", "{s}{a}{v}", "{s}:{a}={v}") if zh
+                    else ("the {a} of {s} is {v}", "{s}: {a} {v}", "{s}'s {a} is {v}", "{s} has a {a} of {v}"))
+    asks = r.choice(("{s}的{a}?", "{s}的{a}是什么?", "{s}{a}", "{s},{a}?") if zh
+                    else ("{a} of {s}?", "what is the {a} of {s}?", "{s}'s {a}?", "{s} {a}"))
+    told = {pair: (token(r, language) if r.random() < 0.6 else literal(r, language)) for pair in r.sample(pairs, min(len(pairs), 7))}
+    lines = [f"[{n}] {says.format(s=subject, a=attribute, v=told[subject, attribute])}"
+             for n, (subject, attribute) in enumerate(told, 1)]
+    where = {pair: n for n, pair in enumerate(told, 1)}
+    turns: Turns = []
+    for i, (subject, attribute) in enumerate(r.sample(list(told), len(told))):
+        text = asks.format(s=subject, a=attribute)
+        if r.random() < 0.15:
+            subject = r.choice([token(r, language), *subjects])
+            attribute = r.choice(names)
+            text = asks.format(s=subject, a=attribute)
+        known = (subject, attribute) in told
+        answer = f"{told[subject, attribute]}{'' if zh else ' '}[{where[subject, attribute]}]{STOP[language]}" if known else ABSTENTION[language]
+        turns += [("user", "\n".join([*lines, text]) if i == 0 else text), ("assistant", answer)]
+    return turns
 
 
 # --- sentences about an attribute --------------------------------------------------------------------------------
@@ -114,7 +192,7 @@ def sentence(r: random.Random, clauses: list[str], language: str) -> str:
 
 
 def line(r: random.Random, content: str, subject: str, attribute: Attribute, language: str) -> str:
-    """`(date domain) title:content`; the title is the subject, the subject with the attribute, other words, or missing."""
+    """`(date domain) title:content`; the title is the subject, perhaps with the attribute, other words, or missing."""
     when = f"{r.randint(2015, 2029)}-{r.randint(1, 12):02d}-{r.randint(1, 28):02d}"
     word, form = r.choice(attribute[0]), r.random()
     if language == "zh":
@@ -141,6 +219,7 @@ class Block:
         picked = r.sample(attributes(language), r.randint(2, 5))
         self.attributes = [invented_attribute(r, language) if r.random() < 0.15 else known for known in picked]
         self.facts: dict[tuple[str, int], tuple[str, int]] = {}
+        self.asked: set[tuple[str, int]] = set()
         self.lines: list[str] = []
         untold = [(subject, i) for subject in self.subjects for i in range(len(self.attributes))]
         r.shuffle(untold)
@@ -177,16 +256,20 @@ class Block:
         self.lines.append(line(r, sentence(r, clauses, language), subject, self.attributes[told[0][1]], language))
 
     def question(self, abstain: float) -> tuple[str, str]:
-        """(question, answer): about something a line says, or about something none says."""
+        """(question, answer): about something a line says that was not asked yet, or about something none says."""
         r, language = self.r, self.language
-        if r.random() < abstain:
+        if r.random() < abstain or not self.unasked():
             return ask(r, *self.missing(), language), ABSTENTION[language]
-        (subject, i), (shown, at) = r.choice(list(self.facts.items()))
+        (subject, i), (shown, at) = r.choice(self.unasked())
+        self.asked.add((subject, i))
         asked = ask(r, subject, self.attributes[i], language)
         if r.random() < 0.08:
             which = r.choice(frames(f"{language}.which"))
             return which.format(q=asked, s=subject, a=r.choice(self.attributes[i][0])), f"[{at}]{STOP[language]}"
         return asked, f"{shown}[{at}]。" if language == "zh" else f"{shown} [{at}]."
+
+    def unasked(self) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+        return [fact for fact in self.facts.items() if fact[0] not in self.asked]
 
     def missing(self) -> tuple[str, Attribute]:
         """A (subject, attribute) that no line tells: a stranger's, or an untold one of somebody present."""
@@ -209,13 +292,16 @@ class Block:
         return BLOCK[self.language].format(lines=lines, question=question)
 
 
-def context(r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7), abstain: float = 0.25) -> Turns:
+def context(r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7),
+            abstain: float = 0.25) -> Turns:
     """A block, its question, and further questions: several supervised answers for one reading of the lines."""
     block = Block(r, language, max_lines)
     turns: Turns = []
     for i in range(1 + r.randint(*followups)):
         asked, answer = block.question(abstain)
         turns += [("user", block.render(asked) if i == 0 else asked), ("assistant", answer)]
+        if not block.unasked() and r.random() < 0.6:
+            break
     return turns
 
 
@@ -237,7 +323,7 @@ def varied(r: random.Random, text: str, language: str) -> str:
     """What people vary: the closing mark, an opening word, small letters."""
     form = r.random()
     if form < 0.15:
-        text = text.rstrip("?。?.")
+        text = re.sub("[?。?.]$", "", text)
     elif form < 0.25:
         text = r.choice(frames(f"{language}.openings")) + text
     if language == "en" and r.random() < 0.12:
@@ -245,15 +331,27 @@ def varied(r: random.Random, text: str, language: str) -> str:
     return text
 
 
+def around(r: random.Random, language: str, topic: str) -> str:
+    """A question put together from a phrase or a clause about the topic and what people say around one."""
+    if r.random() < 0.5:
+        phrase_frame = r.choice(frames(f"{language}.noun.{topic}"))
+        return capital(r.choice(frames(f"{language}.around.noun")).format(np=phrase_frame))
+    clause_frame = r.choice(frames(f"{language}.clause.{topic}"))
+    return capital(r.choice(frames(f"{language}.around.clause")).format(q=clause_frame))
+
+
 def fact_question(r: random.Random, language: str, relation: str, subject: str) -> str:
-    return varied(r, r.choice(frames(f"{language}.fact.{relation}")).format(s=subject), language)
+    if r.random() < 0.5:
+        return varied(r, r.choice(frames(f"{language}.fact.{relation}")).format(s=subject), language)
+    return around(r, language, relation).format(s=subject)
 
 
 def facts(r: random.Random, language: str) -> Turns:
     turns: Turns = []
     for fact in r.sample(known_facts(), r.randint(1, 6)):
         subject, answer = fact[language]
-        turns += [("user", fact_question(r, language, fact["relation"], subject)), ("assistant", answer + STOP[language])]
+        question = fact_question(r, language, fact["relation"], subject)
+        turns += [("user", question), ("assistant", answer + STOP[language])]
     return turns
 
 
@@ -262,7 +360,8 @@ def raw_facts(r: random.Random, language: str) -> Turns:
     fact = r.choice(known_facts())
     subject, answer = fact[language]
     says = dict(zh=dict(capital="{s}的首都是{v}。", symbol="{s}的化学符号是{v}。", author="《{s}》的作者是{v}。"),
-                en=dict(capital="The capital of {s} is {v}.", symbol="The chemical symbol for {s} is {v}.", author="{s} was written by {v}."))
+                en=dict(capital="The capital of {s} is {v}.", symbol="The chemical symbol for {s} is {v}.",
+                        author="{s} was written by {v}."))
     return [("raw", capital(says[language][fact["relation"]].format(s=subject, v=answer)))]
 
 
@@ -284,8 +383,10 @@ def identity(r: random.Random, language: str) -> Turns:
     turns: Turns = talk(r, language) if r.random() < 0.15 else []
     for _ in range(r.randint(1, 4)):
         kind = r.choices(list(answers), weights=(70, 14, 12, 4))[0]
-        other = r.choice(frames("rivals" if kind == "rival" else "rival_makers")) if r.random() < 0.85 else name(r, language)
-        text = r.choice(frames(f"{language}.identity.{kind}")).format(x=other)
+        rivals = frames("rivals" if kind == "rival" else "rival_makers")
+        other = r.choice(rivals) if r.random() < 0.85 else name(r, language)
+        asks = frames(f"{language}.identity.{kind}") + (frames(f"{language}.around.rival") if kind == "rival" else [])
+        text = around(r, language, "who") if kind == "who" and r.random() < 0.45 else r.choice(asks).format(x=other)
         turns += [("user", varied(r, text, language)), ("assistant", answers[kind][language])]
     return turns
 
@@ -322,8 +423,9 @@ def own_name(r: random.Random, language: str, between: Turns) -> Turns:
 
 
 def cell(r: random.Random, language: str) -> str:
-    makers = [lambda: str(r.randint(0, 10 ** r.randint(1, 5))), lambda: literal(r, language), lambda: literal(r, language),
-              lambda: person(r, language), lambda: value(r, r.choice(attributes(language))[1], language),
+    makers = [lambda: str(r.randint(0, 10 ** r.randint(1, 5))), lambda: literal(r, language),
+              lambda: literal(r, language), lambda: person(r, language),
+              lambda: value(r, r.choice(attributes(language))[1], language),
               lambda: r.choice(words("english")) if language == "en" else han(r, 2, 3)]
     while True:
         text = r.choice(makers)()
@@ -357,8 +459,8 @@ def table(r: random.Random, language: str) -> Turns:
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """One pair in ten is never trained on, so that measuring sums measures adding."""
-    return (3 * a + 7 * b) % 10 == 1
+    """One pair in ten is never trained on, in either order, so that measuring sums measures adding."""
+    return (3 * min(a, b) + 7 * max(a, b)) % 10 == 1
 
 
 def thought_of(a: int, b: int) -> str:
@@ -393,12 +495,13 @@ def system(r: random.Random) -> str:
     if r.random() < 0.6:
         return r.choice(texts)
     return r.choice([f"You work for {name_en(r)}.", f"你为{name_zh(r)}服务。", f"This is about {phrase(r, 'en')}.",
-                     f"{r.choice(texts)} {r.choice(texts)}", f"本助手服务于{organisation_zh(r)}。", f"The user is {person_en(r)}."])
+                     f"{r.choice(texts)} {r.choice(texts)}", f"本助手服务于{organisation_zh(r)}。",
+                     f"The user is {person_en(r)}."])
 
 
-ABILITIES = {"copying": copying, "lookup": lookup, "context_easy": context_easy, "context": context, "context_real": context_real,
-             "facts": facts, "raw_facts": raw_facts, "unknown": unknown, "identity": identity, "talk": talk, "memory": memory,
-             "table": table, "sums": sums}
+ABILITIES = {"copying": copying, "recall": recall, "lookup": lookup, "drill": drill, "context_easy": context_easy, "context": context,
+             "context_real": context_real, "facts": facts, "raw_facts": raw_facts, "unknown": unknown,
+             "identity": identity, "talk": talk, "memory": memory, "table": table, "sums": sums}
 
 
 def conversation(r: random.Random, ability: str, language: str) -> Turns:
@@ -407,17 +510,23 @@ def conversation(r: random.Random, ability: str, language: str) -> Turns:
     if turns[0][0] == "raw":
         return turns
     if ability != "sums" and r.random() < 0.02:
-        turns = [turn for role, text in turns for turn in [("prefilled", EMPTY_THOUGHT)] * (role == "assistant") + [(role, text)]]
+        empty = [("prefilled", EMPTY_THOUGHT)]
+        turns = [turn for role, text in turns for turn in empty * (role == "assistant") + [(role, text)]]
     if ability not in ("copying", "lookup") and r.random() < 0.2:
         turns = [("system", system(r)), *turns]
     return turns
 
 
-# share of the training tokens until which a mixture holds, and the share of each ability among the records
-REST = {"facts": 0.13, "raw_facts": 0.02, "unknown": 0.04, "identity": 0.06, "talk": 0.03, "memory": 0.05, "table": 0.1, "sums": 0.12}
+# until which share of the training tokens a mixture holds, and the share of each ability among its records
 CURRICULUM = [
-    (0.07, {"copying": 1.0}),
-    (0.13, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}),
-    (0.21, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
-    (0.65, {"copying": 0.05, "lookup": 0.06, "context_easy": 0.05, "context": 0.31, "context_real": 0.05, **REST}),
-    (1.00, {"copying": 0.02, "lookup": 0.02, "context": 0.25, "context_real": 0.2, **REST})]
+    (0.11, {"copying": 1.0}),
+    (0.155, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}),
+    (0.195, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
+    (0.50, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
+            "facts": 0.06, "identity": 0.01, "memory": 0.02, "table": 0.07, "sums": 0.03}),
+    (0.64, {"copying": 0.03, "recall": 0.04, "lookup": 0.06, "drill": 0.17, "context_easy": 0.1, "context": 0.26,
+            "context_real": 0.02, "facts": 0.07, "raw_facts": 0.01, "unknown": 0.02, "identity": 0.03, "talk": 0.01,
+            "memory": 0.02, "table": 0.09, "sums": 0.07}),
+    (1.00, {"copying": 0.03, "lookup": 0.03, "drill": 0.04, "context": 0.30, "context_real": 0.08, "facts": 0.12,
+            "raw_facts": 0.01, "unknown": 0.03, "identity": 0.07, "talk": 0.03, "memory": 0.04, "table": 0.10,
+            "sums": 0.12})]

@@ -97,8 +97,8 @@ def coined(r: random.Random, low: int = 2, high: int = 3) -> str:
 def code(r: random.Random) -> str:
     letters = "".join(r.choices(string.ascii_uppercase, k=r.randint(1, 3)))
     digits = str(r.randint(1, 10 ** r.randint(1, 4)))
-    return r.choice([f"{letters}-{digits}", f"{letters}{digits}", f"{letters}{digits}-{r.choice(string.ascii_uppercase)}",
-                     f"{digits}{letters}", f"{letters.lower()}_{digits}"])
+    return r.choice([f"{letters}-{digits}", f"{letters}{digits}", f"{digits}{letters}", f"{letters.lower()}_{digits}",
+                     f"{letters}{digits}-{r.choice(string.ascii_uppercase)}"])
 
 
 def name_zh(r: random.Random) -> str:
@@ -145,7 +145,8 @@ def person_en(r: random.Random) -> str:
 
 def place_zh(r: random.Random) -> str:
     stem = han(r, 1, 3) if r.random() < 0.7 else r.choice(words("stems.zh"))
-    return stem + r.choice("市县镇村区省州山湖岛路街") + r.choice(["", "", "", f"{r.randint(1, 999)}号", han(r, 1, 2) + "区"])
+    stem += r.choice("市县镇村区省州山湖岛路街")
+    return stem + r.choice(["", "", "", f"{r.randint(1, 999)}号", han(r, 1, 2) + "区"])
 
 
 def place_en(r: random.Random) -> str:
@@ -156,7 +157,7 @@ def place_en(r: random.Random) -> str:
 
 def organisation_zh(r: random.Random) -> str:
     stem = han(r, 2, 4) if r.random() < 0.6 else r.choice(words("stems.zh")) + han(r, 0, 2)
-    return stem + r.choice("公司 集团 大学 研究所 科技 银行 实业 工作室 出版社 制造厂 协会 有限公司 医院 基金会".split())
+    return stem + r.choice(words("organisations.zh"))
 
 
 def organisation_en(r: random.Random) -> str:
@@ -197,7 +198,8 @@ def version(r: random.Random) -> str:
 def domain(r: random.Random) -> str:
     stem = coined(r) if r.random() < 0.6 else r.choice(words("english")).lower()
     tail = r.choice(["", "", str(r.randint(1, 99)), "-" + coined(r, 1, 2)])
-    return r.choice(["", "", "", "www.", "news.", "docs."]) + stem + tail + r.choice(".com .org .cn .net .io .com.cn .example".split())
+    ending = r.choice(".com .org .cn .net .io .com.cn .example".split())
+    return r.choice(["", "", "", "www.", "news.", "docs."]) + stem + tail + ending
 
 
 def web(r: random.Random) -> str:
@@ -209,15 +211,16 @@ def email(r: random.Random) -> str:
 
 
 def telephone(r: random.Random) -> str:
-    return r.choice([f"{r.randint(10, 999):03d}-{r.randint(10**6, 10**8 - 1)}", f"1{r.randint(3, 9)}{r.randint(10**8, 10**9 - 1)}",
+    return r.choice([f"{r.randint(10, 999):03d}-{r.randint(10**6, 10**8 - 1)}",
+                     f"1{r.randint(3, 9)}{r.randint(10**8, 10**9 - 1)}",
                      f"400-{r.randint(100, 999)}-{r.randint(1000, 9999)}"])
 
 
 def phrase(r: random.Random, language: str) -> str:
     """A short noun phrase or a few random words, so that values are not only names and numbers."""
     if language == "zh":
-        parts = [r.choice(words("stems.zh")), r.choice(words("things.zh")), han(r, 1, 3), r.choice(frames("zh.colours")),
-                 r.choice(frames("zh.materials"))]
+        parts = [r.choice(words("stems.zh")), r.choice(words("things.zh")), han(r, 1, 3),
+                 r.choice(frames("zh.colours")), r.choice(frames("zh.materials"))]
         return "".join(r.sample(parts, r.randint(1, 3)))
     if r.random() < 0.8:
         return " ".join(r.choices(words("english"), k=r.randint(1, 3)))
@@ -242,7 +245,8 @@ def organisation(r: random.Random, language: str) -> str:
 
 def money(r: random.Random, language: str) -> str:
     amount = number(r)
-    forms = dict(zh="{}元|{}元|{}万元|¥{}|{}美元|{}亿元|{}块", en="{} dollars|{} dollars|${}|{} euros|€{}|{} pounds|{} USD|${} million")
+    forms = dict(zh="{}元|{}元|{}万元|¥{}|{}美元|{}亿元|{}块",
+                 en="{} dollars|{} dollars|${}|{} euros|€{}|{} pounds|{} USD|${} million")
     return r.choice(forms[language].split("|")).format(amount)
 
 
@@ -292,5 +296,6 @@ def neighbour(r: random.Random, subject: str, language: str) -> str:
         pieces[r.randrange(len(pieces))] = r.choice([coined(r).title(), r.choice(words("things.en"))])
         return " ".join(pieces)
     at = r.randrange(len(subject))
-    alphabet = string.digits if subject[at].isdigit() else common_han() if subject[at] > "\u2fff" else string.ascii_lowercase
-    return subject[:at] + r.choice(alphabet) + subject[at + 1 :]
+    alphabet = common_han() if subject[at] > "\u2fff" else string.ascii_lowercase
+    new = r.choice(string.digits if subject[at].isdigit() else alphabet)
+    return subject[:at] + new + subject[at + 1 :]

@@ -25,10 +25,11 @@ import torch
 
 NANO = Path(__file__).resolve().parent.parent / "evergreen" / "model" / "nano"
 
-SPECIAL_TOKENS = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|>
-<|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>""".split()
-VISIBLE_TOKENS = """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>
-<tool_response> </tool_response> <think> </think>""".split()
+SPECIAL_TOKENS = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>
+<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|>
+<|video_pad|>""".split()
+VISIBLE_TOKENS = """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>
+<|file_sep|> <tool_response> </tool_response> <think> </think>""".split()
 SYMBOLS = ",。:;?!、“”‘’()《》〈〉「」『』【】…—~·¥°℃€£±×÷²³µ→←↑↓■□●○★☆√≤≥≠≈%"
 PRE_TOKEN = r"\n|[\u4e00-\u9fff]|\p{N}|\p{L}+|[^\s\p{L}\p{N}]|\s"
 VOCAB_SIZE = 6144
@@ -55,7 +56,7 @@ def build_tokenizer():
 
     No merge crosses a space, so a name has the same tokens wherever it stands.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -70,6 +71,7 @@ def build_tokenizer():
     merges += [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     vocab = {piece: i for i, piece in enumerate(alphabet + [left + right for left, right in merges])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PRE_TOKEN), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
@@ -119,6 +121,9 @@ def save(model, weights: dict[str, torch.Tensor], tokenizer, directory: Path) ->
     rounded.generation_config = model.generation_config
     rounded.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "Qwen2Tokenizer"  # what AutoTokenizer takes for this architecture in any case
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (directory / "model.safetensors").chmod(0o644)
 
 
@@ -130,7 +135,8 @@ class Encoder:
 
     def __init__(self, tokenizer):
         self.raw = tokenizer.backend_tokenizer
-        self.start, self.end, self.stop = (self.raw.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+        marks = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+        self.start, self.end, self.stop = (self.raw.token_to_id(mark) for mark in marks)
         self.roles = {role: self.raw.encode(f"{role}\n").ids for role in ("system", "user", "assistant")}
         self.roles["prefilled"] = self.roles["assistant"]
         self.newline = self.raw.encode("\n").ids
@@ -205,7 +211,7 @@ def optimizers(model, lr: float) -> list[torch.optim.Optimizer]:
     return [*halves, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
-def schedule(progress: float, warmup: float = 0.005, decay_from: float = 0.6) -> float:
+def schedule(progress: float, warmup: float = 0.005, decay_from: float = 0.3) -> float:
     """Factor on the learning rate: up, constant, then linearly down to 2%."""
     if progress < warmup:
         return progress / warmup + 0.01
@@ -284,7 +290,8 @@ class Trainer:
         which was faster, and on a busy machine nobody waits inside an operation for the slower core."""
         rate = self.args.learning_rate * schedule(self.progress)
         num_targets = sum(len(labels) for _, _, labels, _ in group)
-        for (rows, _, _, abilities), (losses, gradients) in zip(group, self.threads.map(self.gradients, group), strict=True):
+        results = self.threads.map(self.gradients, group)
+        for (rows, _, _, abilities), (losses, gradients) in zip(group, results, strict=True):
             for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
             log.add(losses, abilities)
@@ -298,13 +305,14 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.step += 1
-        torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), max(0.005, 1 / self.step))
+        for name, weights in self.model.state_dict().items():
+            self.average[name].lerp_(weights, max(0.005, 1 / self.step))
         return rate
 
     def run(self) -> None:
         log = Progress(self.args.total_tokens, self.seen_tokens)
         saved = time.monotonic()
-        for group in self.groups():
+        for group in self.groups() if self.progress < 1 else ():
             rate = self.update(group, log)
             if self.step % self.args.logging_steps == 0:
                 print(log.line(self.step, self.seen_tokens, rate), flush=True)
@@ -317,7 +325,8 @@ class Trainer:
     def checkpoint(self) -> None:
         """Weights as a model directory, and beside them what going on needs."""
         save(self.model, self.average, self.tokenizer, self.run_dir / "model")
-        state = {"model": self.model.state_dict(), "average": self.average, "optimizers": [o.state_dict() for o in self.optimizers],
+        state = {"model": self.model.state_dict(), "average": self.average,
+                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                  "step": self.step, "seen_tokens": self.seen_tokens, "random": self.stream.random.getstate()}
         torch.save(state, self.run_dir / "state.tmp")
         (self.run_dir / "state.tmp").rename(self.run_dir / "state.pt")
@@ -328,13 +337,9 @@ class Trainer:
             sys.exit(f"--resume wants a checkpoint, there is none at {path}; leave --resume out to begin")
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
-        if len(state["optimizers"]) == 2:
-            m, a = state["optimizers"]; n = len(m["state"])
-            parts = [{"state": {j: m["state"][i] for j, i in enumerate(range(h, n, 2))}, "param_groups": [{**m["param_groups"][0], "params": list(range(len(range(h, n, 2))))}]} for h in (0, 1)]
-            state["optimizers"] = [*parts, a]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.average = state.get("average") or {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.average = state["average"]
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         self.stream.random.setstate(state["random"])
 
@@ -356,10 +361,10 @@ def bf16_is_faster(size: int = 512, repeats: int = 20) -> bool:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default=str(NANO), help="where the finished model goes")
-    parser.add_argument("--run_dir", default="runs/nano", help="checkpoints; --resume reads them")
+    parser.add_argument("--run_dir", default="outputs/nano", help="checkpoints; --resume reads them")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--total_tokens", type=int, default=40_000_000)
+    parser.add_argument("--total_tokens", type=int, default=22_000_000)
     parser.add_argument("--batch_tokens", type=int, default=2048, help="padded tokens in one forward pass")
     parser.add_argument("--batches_per_step", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
@@ -371,7 +376,10 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    from transformers.utils import logging
+
     args = arguments()
+    logging.disable_progress_bar()
     trainer = Trainer(args)
     Path(args.run_dir).mkdir(parents=True, exist_ok=True)
     began = time.monotonic()

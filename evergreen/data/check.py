@@ -70,16 +70,11 @@ class Row(NamedTuple):
     whole: bytes
 
 
-def run_check(given: DataCheckSettings) -> dict:
-    """`evergreen data check`: print the report and return it as JSON values."""
-    from evergreen.model.load import load_tokenizer
-    from evergreen.model.load import resolve as resolve_model
-
+def run_check(given: DataCheckSettings, load_tokenizer: Callable[[str], Any]) -> dict:
+    """`evergreen data check`: print the report and return it as JSON values. The tokenizer counts the tokens."""
     if not given.files:
         raise BadInput("data check wants files, folders or names in dataset_info.json, got none")
-    found = resolve_model(given.model)
-    place = str(found.adapters[-1]) if found.adapters else found.base
-    report = check(given.files, load_tokenizer(place, found.base), given.max_length, given.dataset_dir)
+    report = check(given.files, load_tokenizer(given.model), given.max_length, given.dataset_dir)
     print_report(report, given.max_findings)
     return report.as_json()
 
