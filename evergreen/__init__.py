@@ -1,3 +1,3 @@
-"""Evergreen keeps a deployed Qwen-class language model fresh: it learns, measures what was forgotten, and takes back."""
+"""Evergreen keeps a deployed Qwen-class language model fresh: learn, measure, take back."""
 
 __version__ = "0.1.0"

@@ -55,7 +55,6 @@ def data_check(arguments: list[str]) -> tuple[Any, bool]:
         files.append(arguments.pop(0))
     given = parse(settings.DataCheckSettings, arguments, "data check")
     from evergreen.data.check import run_check
-
     from evergreen.model.load import tokenizer_of
 
     given.files = [*files, *given.files]

@@ -519,14 +519,14 @@ def conversation(r: random.Random, ability: str, language: str) -> Turns:
 
 # until which share of the training tokens a mixture holds, and the share of each ability among its records
 CURRICULUM = [
-    (0.11, {"copying": 1.0}),
-    (0.155, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}),
-    (0.195, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
-    (0.50, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
+    (0.09, {"copying": 1.0}),
+    (0.13, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}),
+    (0.16, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
+    (0.42, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
             "facts": 0.06, "identity": 0.01, "memory": 0.02, "table": 0.07, "sums": 0.03}),
-    (0.64, {"copying": 0.03, "recall": 0.04, "lookup": 0.06, "drill": 0.17, "context_easy": 0.1, "context": 0.26,
-            "context_real": 0.02, "facts": 0.07, "raw_facts": 0.01, "unknown": 0.02, "identity": 0.03, "talk": 0.01,
-            "memory": 0.02, "table": 0.09, "sums": 0.07}),
-    (1.00, {"copying": 0.03, "lookup": 0.03, "drill": 0.04, "context": 0.30, "context_real": 0.08, "facts": 0.12,
-            "raw_facts": 0.01, "unknown": 0.03, "identity": 0.07, "talk": 0.03, "memory": 0.04, "table": 0.10,
-            "sums": 0.12})]
+    (0.62, {"copying": 0.02, "recall": 0.04, "lookup": 0.06, "drill": 0.2, "context_easy": 0.08, "context": 0.28,
+            "context_real": 0.02, "facts": 0.06, "raw_facts": 0.01, "unknown": 0.02, "identity": 0.03, "talk": 0.01,
+            "memory": 0.02, "table": 0.08, "sums": 0.07}),
+    (1.00, {"copying": 0.02, "lookup": 0.03, "drill": 0.06, "context": 0.33, "context_real": 0.08, "facts": 0.11,
+            "raw_facts": 0.01, "unknown": 0.03, "identity": 0.07, "talk": 0.03, "memory": 0.03, "table": 0.09,
+            "sums": 0.11})]

@@ -364,7 +364,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run_dir", default="outputs/nano", help="checkpoints; --resume reads them")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--total_tokens", type=int, default=22_000_000)
+    parser.add_argument("--total_tokens", type=int, default=26_000_000)
     parser.add_argument("--batch_tokens", type=int, default=2048, help="padded tokens in one forward pass")
     parser.add_argument("--batches_per_step", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=2e-3)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from evergreen.evaluate import statistics
 from evergreen.evaluate.harness import (
-    WEIGHTS,
     Scored,
     compared_version,
     console,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from evergreen.settings import EvalSettings
 
 CAN_SEE = 0.05  # an interval of a difference up to 5 points either way is narrow enough to deny a drop
+WEIGHTS = (".safetensors", ".bin", ".pt")
 RISE = 1.02  # evaluation losses within 2% of the least count as equal to it
 
 
@@ -80,19 +80,32 @@ def run_checkpoints(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str
         return _write(folder, points_of_run, scored, tasks, out)
 
 
-def _write(folder: Path, run: Sequence[Checkpoint], scored: dict[str, Scored], tasks: Sequence[Task],
-           out: Path) -> dict[str, Any]:
+def _write(
+    folder: Path, run: Sequence[Checkpoint], scored: dict[str, Scored], tasks: Sequence[Task], out: Path
+) -> dict[str, Any]:
     losses = read_losses(folder)
     judgement = judge(run, losses)
     best = scored[judgement.best]
     picture = draw(run, [task.name for task in tasks], losses, judgement, out / "checkpoints.png")
     document = {
-        "model": best.version.name, "tasks": [asdict(score) for score in best.scores], "latency_ms": best.latency_ms,
-        "checkpoints": [{"name": point.name, "step": point.step, **asdict(point.overall),
-                         "tasks": [asdict(score) for score in scored[point.name].scores],
-                         "train_loss": _loss_at(losses.train, point.step, num_logged=3),
-                         "eval_loss": _loss_at(losses.evaluated, point.step)} for point in run],
-        **asdict(judgement), "picture": str(picture), "output_dir": str(out)}
+        "model": best.version.name,
+        "tasks": [asdict(score) for score in best.scores],
+        "latency_ms": best.latency_ms,
+        "checkpoints": [
+            {
+                "name": point.name,
+                "step": point.step,
+                **asdict(point.overall),
+                "tasks": [asdict(score) for score in scored[point.name].scores],
+                "train_loss": _loss_at(losses.train, point.step, num_logged=3),
+                "eval_loss": _loss_at(losses.evaluated, point.step),
+            }
+            for point in run
+        ],
+        **asdict(judgement),
+        "picture": str(picture),
+        "output_dir": str(out),
+    }
     write_json(out / "checkpoints.json", document)
     _print(document, run, judgement)
     return document
@@ -103,12 +116,17 @@ def checkpoint_folders(folder: Path) -> dict[str, tuple[int, Path]]:
     last checkpoint. Raises BadInput, saying what is there, when there is no checkpoint."""
     if not folder.is_dir():
         raise BadInput(f"--checkpoints {folder}: no such folder")
-    steps = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*")
-             if path.is_dir() and path.name.removeprefix("checkpoint-").isdecimal() and _weights(path)}
+    steps = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if path.is_dir() and path.name.removeprefix("checkpoint-").isdecimal() and _weights(path)
+    }
     if not steps:
         inside = ", ".join(sorted(path.name for path in folder.iterdir())[:12])
-        raise BadInput(f"{folder} holds no checkpoint-N folder with weights; it holds {inside or 'nothing'}: "
-                       "--checkpoints wants a run's output_dir")
+        raise BadInput(
+            f"{folder} holds no checkpoint-N folder with weights; it holds {inside or 'nothing'}: "
+            "--checkpoints wants a run's output_dir"
+        )
     found = {steps[step].name: (step, steps[step]) for step in sorted(steps)}
     last = max(steps)
     if _weights(folder) and not _same_weights(folder, steps[last]):
@@ -123,7 +141,8 @@ def _weights(folder: Path) -> list[Path]:
 def _same_weights(left: Path, right: Path) -> bool:
     ours, theirs = _weights(left), _weights(right)
     return [path.name for path in ours] == [path.name for path in theirs] and all(
-        filecmp.cmp(a, b, shallow=False) for a, b in zip(ours, theirs, strict=True))
+        filecmp.cmp(a, b, shallow=False) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def read_losses(folder: Path) -> Losses:
@@ -133,8 +152,10 @@ def read_losses(folder: Path) -> Losses:
         rows = list(read_jsonl(path)) if path.is_file() else []
     except ValueError as error:
         raise BadInput(f"{path} is not JSON lines: {error}") from None
-    train, evaluated = ({row["current_steps"]: row[key] for row in rows if key in row and "current_steps" in row}
-                        for key in ("loss", "eval_loss"))
+    train, evaluated = (
+        {row["current_steps"]: row[key] for row in rows if key in row and "current_steps" in row}
+        for key in ("loss", "eval_loss")
+    )
     return Losses(tuple(sorted(train.items())), tuple(sorted(evaluated.items())))
 
 
@@ -159,21 +180,26 @@ def judge(run: Sequence[Checkpoint], losses: Losses = Losses()) -> Judgement:  #
     """Which checkpoint is best and where overfitting begins; see the module's promises."""
     highest = max(run, key=lambda point: point.overall.mean)
     best = next(point for point in run if point is highest or not difference(point, highest).is_real)
-    after = list(run[run.index(best) + 1:])
+    after = list(run[run.index(best) + 1 :])
     against_best = {point.name: difference(best, point) for point in run if point is not best}
-    dropped = next((point for point in after if against_best[point.name].high < 0 and against_best[point.name].is_real),
-                   None)
+    dropped = next(
+        (point for point in after if against_best[point.name].high < 0 and against_best[point.name].is_real), None
+    )
     risen = loss_rises_from(losses)
     by_loss = next((point for point in after if risen is not None and point.step >= risen), None)
     overfits_from = min((point for point in (dropped, by_loss) if point), key=lambda point: point.step, default=None)
     widths = [against_best[point.name].high - against_best[point.name].low for point in after]
     half_width = max(widths, default=0.0) / 2
     is_sure = half_width <= CAN_SEE or (dropped is not None and best is highest)
-    sentences = [_best_sentence(best, highest, run),
-                 _overfitting_sentence(best, after, dropped, risen, by_loss, half_width)]
+    sentences = [
+        _best_sentence(best, highest, run),
+        _overfitting_sentence(best, after, dropped, risen, by_loss, half_width),
+    ]
     if not is_sure:
-        sentences.append(f"With {best.overall.n} items a difference below {points(half_width)} points cannot be told "
-                         "from chance: give more items.")
+        sentences.append(
+            f"With {best.overall.n} items a difference below {points(half_width)} points cannot be told "
+            "from chance: give more items."
+        )
     return Judgement(best.name, highest.name, overfits_from.name if overfits_from else "", is_sure, " ".join(sentences))
 
 
@@ -204,16 +230,26 @@ def _best_sentence(best: Checkpoint, highest: Checkpoint, run: Sequence[Checkpoi
     if best is highest:
         return f"{best.name} is best with {score}."
     ahead = difference(best, highest)
-    return (f"{best.name} with {score} is as good as any later one: {highest.name} is ahead by {points(ahead.mean)} "
-            f"points, which chance can explain (95%: {span(ahead.low, ahead.high)}).")
+    return (
+        f"{best.name} with {score} is as good as any later one: {highest.name} is ahead by {points(ahead.mean)} "
+        f"points, which chance can explain (95%: {span(ahead.low, ahead.high)})."
+    )
 
 
-def _overfitting_sentence(best: Checkpoint, after: Sequence[Checkpoint], dropped: Checkpoint | None, risen: int | None,
-                          by_loss: Checkpoint | None, half_width: float) -> str:
+def _overfitting_sentence(
+    best: Checkpoint,
+    after: Sequence[Checkpoint],
+    dropped: Checkpoint | None,
+    risen: int | None,
+    by_loss: Checkpoint | None,
+    half_width: float,
+) -> str:
     if dropped:
         drop = difference(best, dropped)
-        text = (f"Overfitting begins at {dropped.name}: {points(-drop.mean)} points below {best.name} "
-                f"(95%: {span(-drop.high, -drop.low)}).")
+        text = (
+            f"Overfitting begins at {dropped.name}: {points(-drop.mean)} points below {best.name} "
+            f"(95%: {span(-drop.high, -drop.low)})."
+        )
     elif by_loss:
         text = f"By the losses overfitting begins at {by_loss.name}, although no score has dropped for sure."
     elif risen is not None or not after:
@@ -271,8 +307,15 @@ def draw(run: Sequence[Checkpoint], names: Sequence[str], losses: Losses, judgem
 def _draw_scores(axes: Any, run: Sequence[Checkpoint], names: Sequence[str], judgement: Judgement) -> None:
     steps, overall = [point.step for point in run], [point.overall for point in run]
     reach = [[100 * (one.mean - one.low) for one in overall], [100 * (one.high - one.mean) for one in overall]]
-    axes.errorbar(steps, [100 * one.mean for one in overall], yerr=reach, marker="o", capsize=4, zorder=3,
-                  label="score, 95% interval")
+    axes.errorbar(
+        steps,
+        [100 * one.mean for one in overall],
+        yerr=reach,
+        marker="o",
+        capsize=4,
+        zorder=3,
+        label="score, 95% interval",
+    )
     for place, name in enumerate(names if len(names) > 1 else []):
         means = [100 * sum(point.scores[place]) / len(point.scores[place]) for point in run]
         axes.plot(steps, means, lw=0.9, alpha=0.7, marker=".", label=name)

@@ -46,11 +46,19 @@ class Comparison:
 
     def document(self) -> dict[str, Any]:
         difference = self.difference
-        return {"task": self.task, "metric": self.metric, "mean_a": self.mean_a, "mean_b": self.mean_b,
-                "difference": difference.mean, "low": difference.low, "high": difference.high,
-                "p_value": difference.p_value, "n": difference.n,
-                "items_needed": statistics.items_needed(difference, SEEN_POINTS),
-                "mcnemar": asdict(self.mcnemar) if self.mcnemar else None}
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "mean_a": self.mean_a,
+            "mean_b": self.mean_b,
+            "difference": difference.mean,
+            "low": difference.low,
+            "high": difference.high,
+            "p_value": difference.p_value,
+            "n": difference.n,
+            "items_needed": statistics.items_needed(difference, SEEN_POINTS),
+            "mcnemar": asdict(self.mcnemar) if self.mcnemar else None,
+        }
 
 
 def run_compare(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str, Any]:
@@ -73,9 +81,18 @@ def write_comparison(a: Scored, b: Scored, tasks: Sequence[Task], out: Path) -> 
         write_jsonl(out / f"compare-{name}.jsonl", paired)
     every = [{"task": name, **row} for name, paired in rows.items() for row in paired]
     won, lost = _largest(every, +1), _largest(every, -1)
-    document = {"a": a.document(), "b": b.document(), "tasks": [asdict(score) for score in b.scores],
-                "latency_ms": b.latency_ms, "compared": [one.document() for one in compared],
-                "overall": overall.document(), "won": won, "lost": lost, "conclusion": sentence, "output_dir": str(out)}
+    document = {
+        "a": a.document(),
+        "b": b.document(),
+        "tasks": [asdict(score) for score in b.scores],
+        "latency_ms": b.latency_ms,
+        "compared": [one.document() for one in compared],
+        "overall": overall.document(),
+        "won": won,
+        "lost": lost,
+        "conclusion": sentence,
+        "output_dir": str(out),
+    }
     write_json(out / "compare.json", document)
     _print(compared if len(compared) == 1 else [*compared, overall], won, lost, a.version, b.version)
     console().print(sentence, markup=False, soft_wrap=True)
@@ -105,8 +122,14 @@ def compare_overall(tasks: Sequence[Task], a: Scored, b: Scored) -> Comparison:
     joined = [[score for scores in side for score in scores] for side in zip(*pairs, strict=True)]
     counts = statistics.mcnemar(*joined) if statistics.is_right_or_wrong(*joined) else None
     metrics = {task.metric for task in tasks}
-    return Comparison("overall", metrics.pop() if len(metrics) == 1 else "mixed", sum(means_a) / len(tasks),
-                      sum(means_b) / len(tasks), statistics.paired_difference(pairs), counts)
+    return Comparison(
+        "overall",
+        metrics.pop() if len(metrics) == 1 else "mixed",
+        sum(means_a) / len(tasks),
+        sum(means_b) / len(tasks),
+        statistics.paired_difference(pairs),
+        counts,
+    )
 
 
 def conclusion(overall: Comparison, a: Version, b: Version) -> str:
@@ -116,8 +139,10 @@ def conclusion(overall: Comparison, a: Version, b: Version) -> str:
     if difference.mean < 0:
         (better, worse), (low, high) = (a, b), (-high, -low)
     if difference.is_real:
-        return (f"{better.name} is better than {worse.name} by {points(abs(difference.mean))} points "
-                f"(95%: {span(low, high)}; {difference.n} items).")
+        return (
+            f"{better.name} is better than {worse.name} by {points(abs(difference.mean))} points "
+            f"(95%: {span(low, high)}; {difference.n} items)."
+        )
     needed = statistics.items_needed(difference, SEEN_POINTS)
     seen = f"no difference between {a.name} and {b.name} can be seen with {_items(difference.n)}"
     measured = f"{points(abs(difference.mean))} points for {better.name}, 95%: {span(low, high)}"
@@ -134,9 +159,19 @@ def _items(n: int) -> str:
 
 def _side_by_side(task: Task, a: Scored, b: Scored) -> list[dict[str, Any]]:
     ours, theirs = b.rows[task.name], a.rows[task.name]
-    return [{"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "answer_a": row["answer"],
-             "answer_b": ours[place]["answer"], "score_a": row["score"], "score_b": ours[place]["score"]}
-            for place, row in theirs.items() if place in ours]
+    return [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "reference": row["reference"],
+            "answer_a": row["answer"],
+            "answer_b": ours[place]["answer"],
+            "score_a": row["score"],
+            "score_b": ours[place]["score"],
+        }
+        for place, row in theirs.items()
+        if place in ours
+    ]
 
 
 def _largest(rows: Sequence[dict], sign: int) -> list[dict]:
@@ -157,11 +192,25 @@ def _print(compared: Sequence[Comparison], won: Sequence[dict], lost: Sequence[d
         counted.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
     for one in compared:
         difference = one.difference
-        table.add_row(escape(one.task), one.metric, points(one.mean_a), points(one.mean_b), points(difference.mean),
-                      span(difference.low, difference.high), f"{difference.p_value:.3f}", str(difference.n))
+        table.add_row(
+            escape(one.task),
+            one.metric,
+            points(one.mean_a),
+            points(one.mean_b),
+            points(difference.mean),
+            span(difference.low, difference.high),
+            f"{difference.p_value:.3f}",
+            str(difference.n),
+        )
         if counts := one.mcnemar:
-            counted.add_row(escape(one.task), str(counts.both), str(counts.only_a), str(counts.only_b),
-                            str(counts.neither), f"{counts.p_value:.3f}")
+            counted.add_row(
+                escape(one.task),
+                str(counts.both),
+                str(counts.only_a),
+                str(counts.only_b),
+                str(counts.neither),
+                f"{counts.p_value:.3f}",
+            )
     console().print(table)
     if counted.row_count:
         console().print(counted)
@@ -179,8 +228,14 @@ def _examples(title: str, rows: Sequence[dict]) -> Any:
         table.add_column(column, overflow="fold")
     for row in rows:
         reference = row["reference"] if isinstance(row["reference"], str) else " | ".join(row["reference"])
-        texts = (row["task"], row["id"], short(row["prompt"], from_end=True), short(reference), short(row["answer_a"]),
-                 short(row["answer_b"]))
+        texts = (
+            row["task"],
+            row["id"],
+            short(row["prompt"], from_end=True),
+            short(reference),
+            short(row["answer_a"]),
+            short(row["answer_b"]),
+        )
         table.add_row(*map(escape, texts))
     return table
 
@@ -189,4 +244,4 @@ def short(text: str, max_characters: int = 60, from_end: bool = False) -> str:
     text = " ".join(text.split())
     if len(text) <= max_characters:
         return text
-    return "…" + text[1 - max_characters:] if from_end else text[: max_characters - 1] + "…"
+    return "…" + text[1 - max_characters :] if from_end else text[: max_characters - 1] + "…"

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from evergreen.settings import EvalSettings
 
 MEASURED = ("latency_seconds", "prompt_tokens", "completion_tokens", "finish_reason")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
-SMALL_FILES = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer_config.json",
-               "chat_template.jinja", "args.json")
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,11 @@ class Scored:
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        return {"model": self.version.name, "tasks": [asdict(score) for score in self.scores],
-                "latency_ms": self.latency_ms}
+        return {
+            "model": self.version.name,
+            "tasks": [asdict(score) for score in self.scores],
+            "latency_ms": self.latency_ms,
+        }
 
 
 def run_eval(settings: "EvalSettings") -> dict[str, Any]:
@@ -74,8 +74,10 @@ def run_eval(settings: "EvalSettings") -> dict[str, Any]:
     if settings.compare and settings.checkpoints:
         raise BadInput("--compare and --checkpoints are two ways to evaluate: give one of them")
     if settings.compare and len(settings.compare) != 2:
-        raise BadInput(f"--compare wants two models, adapters or checkpoints, got {len(settings.compare)}: "
-                       f"{' '.join(settings.compare)}")
+        raise BadInput(
+            f"--compare wants two models, adapters or checkpoints, got {len(settings.compare)}: "
+            f"{' '.join(settings.compare)}"
+        )
     if settings.adapters and (settings.compare or settings.checkpoints):
         raise BadInput("--adapters does not go with --compare or --checkpoints: name the adapters there")
     skipped = Skipped()
@@ -110,8 +112,14 @@ def score_version(version: Version, tasks: Sequence[Task], settings: "EvalSettin
     missing = {task.name: _first_places(keys[task.name], answers[task.name]) for task in tasks}
     if any(missing.values()):
         _ask(version, tasks, missing, keys, answers, settings, sampling, out)
-    rows = {task.name: {place: _row(task, task.items[place], answers[task.name][key], key)
-                        for place, key in enumerate(keys[task.name]) if key in answers[task.name]} for task in tasks}
+    rows = {
+        task.name: {
+            place: _row(task, task.items[place], answers[task.name][key], key)
+            for place, key in enumerate(keys[task.name])
+            if key in answers[task.name]
+        }
+        for task in tasks
+    }
     for task in tasks:
         if not rows[task.name]:
             raise BadInput(f"no prompt of {task.name} fits into the context of {version.name}")
@@ -121,8 +129,16 @@ def score_version(version: Version, tasks: Sequence[Task], settings: "EvalSettin
     return scored
 
 
-def _ask(version: Version, tasks: Sequence[Task], missing: dict[str, list[int]], keys: dict[str, list[str]],
-         answers: dict[str, dict[str, dict]], settings: "EvalSettings", sampling: Sampling, out: Path) -> None:
+def _ask(
+    version: Version,
+    tasks: Sequence[Task],
+    missing: dict[str, list[int]],
+    keys: dict[str, list[str]],
+    answers: dict[str, dict[str, dict]],
+    settings: "EvalSettings",
+    sampling: Sampling,
+    out: Path,
+) -> None:
     """Generate the answers to `missing` into `answers` and, one by one, into the items files."""
     engine, encode = open_engine(version, settings)
     prompts = {task.name: _prompts(task, missing[task.name], engine, encode, settings.on_bad_row) for task in tasks}
@@ -150,24 +166,34 @@ def open_engine(version: Version, settings: "EvalSettings") -> "tuple[Engine, Ca
     from evergreen.model.load import load_model
     from evergreen.model.template import prompt_ids
 
-    loaded = load_model(version.reference, version.adapters, torch_dtype=settings.torch_dtype, device=settings.device,
-                        system=settings.system, template=settings.template)
+    loaded = load_model(
+        version.reference,
+        version.adapters,
+        torch_dtype=settings.torch_dtype,
+        device=settings.device,
+        system=settings.system,
+        template=settings.template,
+    )
     return Engine(loaded), lambda item: prompt_ids(item.messages, loaded.tokenizer, item.tools, loaded.system)
 
 
-def _prompts(task: Task, places: Sequence[int], engine: "Engine", encode: Callable[[Item], list[int]],
-             on_bad_row: str) -> dict[int, list[int]]:
+def _prompts(
+    task: Task, places: Sequence[int], engine: "Engine", encode: Callable[[Item], list[int]], on_bad_row: str
+) -> dict[int, list[int]]:
     """Prompt ids by item number. Raises BadInput, or leaves the item out, when a prompt fills the whole context."""
     prompts = {place: encode(task.items[place]) for place in places}
     limit = getattr(engine, "max_context_tokens", None) or len(max(prompts.values(), key=len, default=[])) + 1
     too_long = [place for place, ids in prompts.items() if len(ids) >= limit]
     if too_long and on_bad_row != "skip":
         first = too_long[0]
-        raise BadInput(f"{task.items[first].origin}: the prompt has {len(prompts[first])} tokens, the model's context "
-                       f"holds {limit}: shorten it, or --on_bad_row skip leaves such items out")
+        raise BadInput(
+            f"{task.items[first].origin}: the prompt has {len(prompts[first])} tokens, the model's context "
+            f"holds {limit}: shorten it, or --on_bad_row skip leaves such items out"
+        )
     if too_long:
-        console().print(f"{task.name}: {len(too_long)} prompts do not fit into {limit} tokens and are left out",
-                        markup=False)
+        console().print(
+            f"{task.name}: {len(too_long)} prompts do not fit into {limit} tokens and are left out", markup=False
+        )
     return {place: ids for place, ids in prompts.items() if len(ids) < limit}
 
 
@@ -176,11 +202,11 @@ def _prompts(task: Task, places: Sequence[int], engine: "Engine", encode: Callab
 
 def version_of(reference: str, adapters: Sequence[str], settings: "EvalSettings") -> Version:
     """Raises BadInput when there is no such model or adapter."""
-    from evergreen.model.load import resolve
+    from evergreen.model.load import reference_digest, resolve
 
     found = resolve(reference, adapters)
-    digest = digest_of([found.base, *(model_digest(folder) for folder in (found.base, *found.adapters))])
-    return Version(str(adapters[-1]) if adapters else reference, reference, tuple(adapters), digest)
+    name = str(adapters[-1]) if adapters else reference
+    return Version(name, reference, tuple(adapters), reference_digest(found))
 
 
 def compared_version(name: str, settings: "EvalSettings") -> Version:
@@ -190,19 +216,6 @@ def compared_version(name: str, settings: "EvalSettings") -> Version:
     on_model = bool(settings.model) and is_adapter(find_model(name))
     version = version_of(settings.model, [name], settings) if on_model else version_of(name, [], settings)
     return Version(name, version.reference, version.adapters, version.digest)
-
-
-def model_digest(folder: str | Path) -> str:
-    """What changes when the model does: version.json's digest where there is one, and always the small files' content
-    with the weights' sizes and times. A hub name stands for itself."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return str(folder)
-    recorded = read_json(folder / "version.json").get("digest") if (folder / "version.json").is_file() else None
-    small = {name: (folder / name).read_text(encoding="utf-8") for name in SMALL_FILES if (folder / name).is_file()}
-    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())
-               if path.suffix in WEIGHTS]
-    return digest_of([recorded, small, None if recorded else weights])
 
 
 def output_folder(settings: "EvalSettings", tasks: Sequence[Task], name: str, versions: Sequence[Version]) -> Path:
@@ -236,8 +249,10 @@ def _known_answers(path: Path, keys: set[str]) -> dict[str, dict]:
 def _say_what_is_replaced(out: Path, version: Version) -> None:
     earlier = read_json(out / "scores.json") if (out / "scores.json").is_file() else {}
     if earlier.get("digest", version.digest) != version.digest:
-        console().print(f"{out} held the results of {earlier.get('model')} as it was then; those of {version.name} "
-                        "replace them", markup=False)
+        console().print(
+            f"{out} held the results of {earlier.get('model')} as it was then; those of {version.name} replace them",
+            markup=False,
+        )
 
 
 def _first_places(keys: Sequence[str], known: dict[str, dict]) -> list[int]:
@@ -250,18 +265,29 @@ def _first_places(keys: Sequence[str], known: dict[str, dict]) -> list[int]:
 
 
 def _answer(completion: Completion) -> dict[str, Any]:
-    return {"answer": completion.text, "latency_seconds": round(completion.latency_seconds, 4),
-            "prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens,
-            "finish_reason": completion.finish_reason}
+    return {
+        "answer": completion.text,
+        "latency_seconds": round(completion.latency_seconds, 4),
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "finish_reason": completion.finish_reason,
+    }
 
 
 def _row(task: Task, item: Item, answer: dict, key: str) -> dict[str, Any]:
     """One line of an items file. The score is computed from the answer each time, so that it fits the metric asked."""
     references = list(item.references)
     score = METRICS[task.metric](answer["answer"], references, item)
-    return {"id": item.id, "prompt": item.question, "reference": references[0] if len(references) == 1 else references,
-            "answer": answer["answer"], "score": round(score, 6), "metric": task.metric,
-            **{name: answer[name] for name in MEASURED}, "key": key}
+    return {
+        "id": item.id,
+        "prompt": item.question,
+        "reference": references[0] if len(references) == 1 else references,
+        "answer": answer["answer"],
+        "score": round(score, 6),
+        "metric": task.metric,
+        **{name: answer[name] for name in MEASURED},
+        "key": key,
+    }
 
 
 def _scores(task: Task, rows: dict[int, dict]) -> Scores:
@@ -301,8 +327,14 @@ def print_scores(scored: Scored, tasks: Sequence[Task]) -> None:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for score in scored.scores:
         num_cut = sum(row["finish_reason"] == "length" for row in scored.rows[score.task].values())
-        table.add_row(escape(score.task), score.metric, points(score.mean), span(score.low, score.high), str(score.n),
-                      str(num_cut))
+        table.add_row(
+            escape(score.task),
+            score.metric,
+            points(score.mean),
+            span(score.low, score.high),
+            str(score.n),
+            str(num_cut),
+        )
     console().print(table)
     seconds = {name: f"{value / 1000:.2f}" for name, value in scored.latency_ms.items()}
     console().print(f"seconds per answer, in batches as asked: median {seconds['p50']}, 95% below {seconds['p95']}")
@@ -312,6 +344,11 @@ def _progress() -> Any:
     from rich import progress
 
     return progress.Progress(
-        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
-        console=console(stderr=True))
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        console=console(stderr=True),
+    )

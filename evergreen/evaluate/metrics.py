@@ -71,9 +71,12 @@ _ALONE = re.compile(r"[(\[【]?([A-Ha-h])[)\]】]?[.。:、,]?")
 _ANNOUNCED = re.compile(
     r"(?:(?i:\b(?:answer|choice|option)(?: is| would be| should be| must be|:)+(?: most likely| clearly| probably)?"
     r"(?: option| choice)?:?|\bi(?:'d| would| will)? (?:choose|pick|select|go with)(?: option)?)"
-    r"|(?:答案|正确选项|正确的选项)(?:应该|应当|就)?(?:是|为|选)?(?:选项)?:?|\\boxed)\s*" + _LETTER)
-_IS_RIGHT = re.compile(r"(?<![A-Za-z0-9])" + _LETTER + r"[)\]】]?\s*(?:(?i:(?:is|was) (?:the )?(?:best |most )?"
-                       r"(?:correct|right|answer|appropriate))|(?:选项)?是?(?:正确|对的))")
+    r"|(?:答案|正确选项|正确的选项)(?:应该|应当|就)?(?:是|为|选)?(?:选项)?:?|\\boxed)\s*" + _LETTER
+)
+_IS_RIGHT = re.compile(
+    r"(?<![A-Za-z0-9])" + _LETTER + r"[)\]】]?\s*(?:(?i:(?:is|was) (?:the )?(?:best |most )?"
+    r"(?:correct|right|answer|appropriate))|(?:选项)?是?(?:正确|对的))"
+)
 _PICKED = re.compile(r"(?<!不)(?<!不能)(?:选择?|选项(?:是|为))\s*" + _LETTER)
 _LEADING = re.compile(rf"[(\[【]?([A-H])(?:[)\]】.:、,;]|\s*[-—]\s|(?![和与或及不]|(?:选项)?是?错)(?=[{CJK}])|\s*\n)")
 _STANDING = re.compile(rf"(?<![^\W{CJK}])([A-H])(?![^\W{CJK}]|['’])")
@@ -95,8 +98,12 @@ def letter_of(text: str, options: dict[str, str] | None = None, strict: bool = F
     if alone := _ALONE.fullmatch(first):
         return alone[1].upper()
     for patterns in ((_ANNOUNCED, _IS_RIGHT), (_PICKED,)):
-        found = [match for pattern in patterns for match in pattern.finditer(text)
-                 if not _ARTICLE.match(text, match.start(1))]
+        found = [
+            match
+            for pattern in patterns
+            for match in pattern.finditer(text)
+            if not _ARTICLE.match(text, match.start(1))
+        ]
         if found:
             return max(found, key=lambda match: match.start(1))[1].upper()
     if leading := _LEADING.match(text):
@@ -134,9 +141,12 @@ _NUMBER = re.compile(
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d{1,4}(?:,\d{4})+(?!\d)|\d+(?:\.\d+)?|\.\d+)(?P<power>[eE][-+]?\d+)?"
     r"(?:\s?/\s?(?P<over>\d+(?:\.\d+)?))?"
     r"(?P<unit>\s?%|\s?percent\b|\s?[十百千]?万亿|\s?[十百千]?[万亿]|\s?千(?![米克瓦卡升伏字帕赫])"
-    r"|\s?(?i:thousand|million|billion|trillion)\b)?")
-_RESULT = re.compile(r"(?:(?i:\b(?:answer|result|total)(?: is|:)+)|####|答案(?:应该)?(?:是|为|:)+|"
-                     r"结果(?:是|为|:)+|\\boxed\{|(?:所以|因此|总共|一共|共计|合计)(?:是|有|为))([^\n。;]*)")
+    r"|\s?(?i:thousand|million|billion|trillion)\b)?"
+)
+_RESULT = re.compile(
+    r"(?:(?i:\b(?:answer|result|total)(?: is|:)+)|####|答案(?:应该)?(?:是|为|:)+|"
+    r"结果(?:是|为|:)+|\\boxed\{|(?:所以|因此|总共|一共|共计|合计)(?:是|有|为))([^\n。;]*)"
+)
 _UNITS = {"": 1.0, "%": 0.01, "percent": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _CHINESE_UNITS = {"十": 1e1, "百": 1e2, "千": 1e3, "万": 1e4, "亿": 1e8}
 _SPELLED = r"[零〇一二两三四五六七八九十百千万亿]+"
@@ -147,8 +157,10 @@ def numeric(answer: str, references: Sequence[str], item: "Item | None" = None) 
     """Whole numbers equal, others to a relative 1e-6. A percentage and a bare number are the same either way round: 50%
     is 50 and is 0.5."""
     given = number_in(answer)
-    return float(given is not None and any(_same_number(given, wanted) for reference in references
-                                           if (wanted := number_in(reference)) is not None))
+    return float(
+        given is not None
+        and any(_same_number(given, wanted) for reference in references if (wanted := number_in(reference)) is not None)
+    )
 
 
 def number_in(text: str) -> tuple[float, bool] | None:
@@ -338,8 +350,15 @@ def _same_json(left: Any, right: Any) -> bool:
 # --- which metric ---------------------------------------------------------------------------------------------------
 
 METRICS: dict[str, Callable[[str, Sequence[str], "Item | None"], float]] = {
-    "exact": exact, "contains": contains, "choice": choice, "numeric": numeric, "rouge_l": rouge_l, "edit": edit,
-    "sari": sari, "json": json_match}
+    "exact": exact,
+    "contains": contains,
+    "choice": choice,
+    "numeric": numeric,
+    "rouge_l": rouge_l,
+    "edit": edit,
+    "sari": sari,
+    "json": json_match,
+}
 
 
 def check_name(name: str, where: str = "--metric") -> None:
@@ -373,8 +392,10 @@ def check_fit(metric: str, items: Sequence["Item"]) -> None:
         else:
             return
         if not fits:
-            raise BadInput(f"{item.origin}: metric {metric} wants {wanted} as the answer, got "
-                           f"{item.references[0][:60]!r}: choose another --metric ({', '.join(METRICS)} or auto)")
+            raise BadInput(
+                f"{item.origin}: metric {metric} wants {wanted} as the answer, got "
+                f"{item.references[0][:60]!r}: choose another --metric ({', '.join(METRICS)} or auto)"
+            )
 
 
 def _is_letter(text: str, item: "Item") -> bool:

@@ -53,8 +53,13 @@ class Task:
     items: tuple[Item, ...]
 
 
-def read_tasks(files: Sequence[str], metric: str = "auto", max_samples: int | None = None, on_bad_row: str = "error",
-               skipped: Skipped | None = None) -> list[Task]:
+def read_tasks(
+    files: Sequence[str],
+    metric: str = "auto",
+    max_samples: int | None = None,
+    on_bad_row: str = "error",
+    skipped: Skipped | None = None,
+) -> list[Task]:
     """One task a file. `metric` is a name, auto, or one for each task as `task=name,task=name`.
 
     Raises BadInput for a missing or empty file, a row without an answer, a metric that is unknown or does not fit."""
@@ -64,8 +69,10 @@ def read_tasks(files: Sequence[str], metric: str = "auto", max_samples: int | No
     names = _names(paths)
     wanted = _wanted_metrics(metric, names)
     skipped = skipped if skipped is not None else Skipped()
-    return [_read_task(path, name, wanted.get(name, wanted.get("", "auto")), max_samples, on_bad_row, skipped)
-            for path, name in zip(paths, names, strict=True)]
+    return [
+        _read_task(path, name, wanted.get(name, wanted.get("", "auto")), max_samples, on_bad_row, skipped)
+        for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def _task_file(file: str) -> Path:
@@ -115,8 +122,10 @@ def _read_task(path: Path, name: str, metric: str, max_samples: int | None, on_b
             skipped.add(error)
     if not items:
         left_out = skipped.count - before
-        raise BadInput(f"{path} holds no item to score" + (f": all {left_out} rows were left out, such as "
-                                                           f"{skipped.examples[-1]}" if left_out else ": it is empty"))
+        raise BadInput(
+            f"{path} holds no item to score"
+            + (f": all {left_out} rows were left out, such as {skipped.examples[-1]}" if left_out else ": it is empty")
+        )
     metric = _one_metric(items, name) if metric == "auto" else metric
     metrics.check_fit(metric, items)
     return Task(name, metric, tuple(items))
@@ -126,8 +135,10 @@ def _one_metric(items: Sequence[Item], name: str) -> str:
     """What the rows ask for, else what fits their references."""
     asked = {item.metric for item in items if item.metric not in ("", "auto")}
     if len(asked) > 1:
-        raise BadInput(f"{items[0].origin.file} asks for several metrics ({', '.join(sorted(asked))}): a task has one, "
-                       "put the rows into a file for each")
+        raise BadInput(
+            f"{items[0].origin.file} asks for several metrics ({', '.join(sorted(asked))}): a task has one, "
+            "put the rows into a file for each"
+        )
     return asked.pop() if asked else metrics.choose(items)
 
 
@@ -141,18 +152,29 @@ def _item(row: dict | RowError, origin: Origin) -> Item:
     choices, key = _choices(row), _reference_key(row)
     record = to_record(_without_answer(row) if key else row, origin, needs_answer=not key)
     if not isinstance(record, Conversation) or record.label is False:
-        raise RowError("is plain text, a preference pair or a bad example; a task wants a prompt and a right answer",
-                       origin=origin)
+        raise RowError(
+            "is plain text, a preference pair or a bad example; a task wants a prompt and a right answer", origin=origin
+        )
     messages, answer = _split(record)
     references = _texts(row[key], row.get("metric") == "json") if key else answer
     if choices:
         messages, references = _with_choices(messages, choices), [_as_letter(text, choices) for text in references]
     if not references or not all(text.strip() for text in references):
-        raise RowError("wants an answer to compare with (answer, output, references or an assistant turn), got none",
-                       "no_answer", origin)
+        raise RowError(
+            "wants an answer to compare with (answer, output, references or an assistant turn), got none",
+            "no_answer",
+            origin,
+        )
     metrics.check_name(str(row.get("metric") or "auto"), f"{origin}: metric")
-    return Item(str(row.get("id", origin.line)), messages, tuple(references), record.tools, tuple(choices),
-                str(row.get("metric") or ""), origin)
+    return Item(
+        str(row.get("id", origin.line)),
+        messages,
+        tuple(references),
+        record.tools,
+        tuple(choices),
+        str(row.get("metric") or ""),
+        origin,
+    )
 
 
 def _reference_key(row: dict) -> str:
@@ -181,8 +203,9 @@ def _split(record: Conversation) -> tuple[tuple[Message, ...], list[str]]:
         return record.messages, []
     answer = record.messages[last]
     if not answer.content.strip():
-        raise RowError("its last answer is a tool call, which no metric here compares: leave it out", "no_answer",
-                       record.origin)
+        raise RowError(
+            "its last answer is a tool call, which no metric here compares: leave it out", "no_answer", record.origin
+        )
     return record.messages[:last], [answer.content]
 
 
@@ -218,7 +241,7 @@ def _with_choices(messages: Sequence[Message], choices: Sequence[str]) -> tuple[
     if all(text in question for text in choices):
         return tuple(messages)
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
-    return (*messages[:place], replace(messages[place], content=f"{question}\n{listed}"), *messages[place + 1:])
+    return (*messages[:place], replace(messages[place], content=f"{question}\n{listed}"), *messages[place + 1 :])
 
 
 def _as_letter(text: str, choices: Sequence[str]) -> str:

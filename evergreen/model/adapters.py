@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 
 def attach(model: "PreTrainedModel", folders: Sequence[Path], trainable: bool = False) -> "PreTrainedModel":
     """Put adapters on a base, innermost first: all but the last are merged into the weights, the last stays separate.
@@ -104,7 +106,10 @@ def adapter_digest(folder: str | Path) -> str:
     }
     if isinstance(shape["target_modules"], list):
         shape["target_modules"] = sorted(shape["target_modules"])
-    with open(folder / "adapter_model.safetensors", "rb") as file:
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise BadInput(f"{folder} has an adapter_config.json but no weights ({' or '.join(WEIGHTS)})")
+    with open(weights, "rb") as file:
         return digest_of([shape, hashlib.file_digest(file, "sha256").hexdigest()])
 
 

@@ -262,6 +262,14 @@ def model_digest(place: str | Path) -> str:
     return digest_of([config, weights])
 
 
+def reference_digest(found: Reference) -> str:
+    """Identity of what answers: base, adapters, and the system prompt and template that they bring."""
+    from evergreen.model.adapters import adapter_digest
+
+    brings = [(found.args or {}).get(name) for name in ("system", "template")]
+    return digest_of([model_digest(found.base), [adapter_digest(folder) for folder in found.adapters], brings])
+
+
 def _sample(path: Path) -> list:
     import hashlib
 
