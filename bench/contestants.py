@@ -288,7 +288,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     folder = Path(job["model"])
-    if not (folder / "model.safetensors").is_file():
+    if not _is_made(folder, Path(job["tokenizer"])):
         _make_model(folder, job)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = Path(job["records"]).read_text(encoding="utf-8")
@@ -300,6 +300,12 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     prompts = [len(tokenizer.encode(part["prompt"])) for part in parts]
     targets = [len(tokenizer.encode(part["completion"])) + 1 for part in parts]  # and the end-of-turn token
     return {"lengths": [a + b for a, b in zip(prompts, targets, strict=True)], "targets": sum(targets)}
+
+
+def _is_made(folder: Path, tokenizer: Path) -> bool:
+    """Whether the model stands there with this very tokenizer."""
+    wanted, present = tokenizer / "tokenizer.json", folder / "tokenizer.json"
+    return present.is_file() and present.read_bytes() == wanted.read_bytes()
 
 
 def _make_model(folder: Path, job: dict[str, Any]) -> None:
@@ -314,7 +320,8 @@ def _make_model(folder: Path, job: dict[str, Any]) -> None:
     model = Qwen2ForCausalLM(Qwen2Config(**job["shape"], **special, max_position_embeddings=32768))
     staged = folder.with_suffix(".making")
     model.to(torch.bfloat16).save_pretrained(staged)
-    tokenizer.save_pretrained(staged)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(Path(job["tokenizer"]) / name, staged)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staged, folder)
 

@@ -90,6 +90,9 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, bool]]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit code 0, 2 for bad input, 1 for a failure, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # OpenMP threads that spin while they wait fight any other process for the cores: beside one busy program six steps
+    # on two cores took 109 s, and 3.9 s with threads that sleep. Read by libgomp when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

@@ -138,7 +138,7 @@ def measure(model: str, adapter: str, items: list[Item], console: "Console") -> 
     questions = [*identity_questions(), *(item.question for item in items)]
     prompts = [prompt_ids([Message("user", text)], loaded.tokenizer, system=loaded.system) for text in questions]
     with console.status(f"asking {len(prompts)} questions"):
-        completions = engine.generate(prompts, Sampling(max_new_tokens=160), batch_size=16)
+        completions = engine.generate(prompts, Sampling(max_new_tokens=120), batch_size=16)
     return Measured(completions[: -len(items)], completions[-len(items):])
 
 

@@ -110,33 +110,6 @@ def recall(r: random.Random, language: str) -> Turns:
     return turns
 
 
-def drill(r: random.Random, language: str) -> Turns:
-    """A small block without dates: short names, a few attributes, short values, many questions."""
-    zh = language == "zh"
-    subjects = list(dict.fromkeys(token(r, language) if r.random() < 0.6 else name(r, language) for _ in range(r.randint(1, 4))))
-    names = [r.choice(known[0]) for known in r.sample(attributes(language), r.randint(1, 3))]
-    pairs = [(subject, attribute) for subject in subjects for attribute in names]
-    says = r.choice(("{s}的{a}是{v}", "{s}的{a}:{v}", "{s}{a}{v}", "{s}:{a}={v}") if zh
-                    else ("the {a} of {s} is {v}", "{s}: {a} {v}", "{s}'s {a} is {v}", "{s} has a {a} of {v}"))
-    asks = r.choice(("{s}的{a}?", "{s}的{a}是什么?", "{s}{a}", "{s},{a}?") if zh
-                    else ("{a} of {s}?", "what is the {a} of {s}?", "{s}'s {a}?", "{s} {a}"))
-    told = {pair: (token(r, language) if r.random() < 0.6 else literal(r, language)) for pair in r.sample(pairs, min(len(pairs), 7))}
-    lines = [f"[{n}] {says.format(s=subject, a=attribute, v=told[subject, attribute])}"
-             for n, (subject, attribute) in enumerate(told, 1)]
-    where = {pair: n for n, pair in enumerate(told, 1)}
-    turns: Turns = []
-    for i, (subject, attribute) in enumerate(r.sample(list(told), len(told))):
-        text = asks.format(s=subject, a=attribute)
-        if r.random() < 0.15:
-            subject = r.choice([token(r, language), *subjects])
-            attribute = r.choice(names)
-            text = asks.format(s=subject, a=attribute)
-        known = (subject, attribute) in told
-        answer = f"{told[subject, attribute]}{'' if zh else ' '}[{where[subject, attribute]}]{STOP[language]}" if known else ABSTENTION[language]
-        turns += [("user", "\n".join([*lines, text]) if i == 0 else text), ("assistant", answer)]
-    return turns
-
-
 # --- sentences about an attribute --------------------------------------------------------------------------------
 
 
@@ -204,6 +177,43 @@ def line(r: random.Random, content: str, subject: str, attribute: Attribute, lan
 
 
 # --- questions on a context block --------------------------------------------------------------------------------
+
+
+def drill(r: random.Random, language: str) -> Turns:
+    """A small block without its frame: short names, a few attributes, short values, every line asked about.
+
+    Half of them use one fixed sentence and one fixed question, half the sentences of the real thing.
+    """
+    zh, fixed, short = language == "zh", r.random() < 0.4, r.random() < 0.6
+    subjects = list(dict.fromkeys((token if r.random() < 0.5 else name)(r, language) for _ in range(r.randint(1, 4))))
+    known = r.sample(attributes(language), r.randint(1, 3))
+    if fixed:
+        known = [([r.choice(names)], kind, [], []) for names, kind, _, _ in known]
+    says = r.choice(("{s}的{a}是{v}", "{s}的{a}:{v}", "{s}{a}{v}", "{s}:{a}={v}") if zh else
+                    ("the {a} of {s} is {v}", "{s}: {a} {v}", "{s}'s {a} is {v}", "{s} has a {a} of {v}"))
+    asks = r.choice(("{s}的{a}?", "{s}的{a}是什么?", "{s}{a}", "{s},{a}?") if zh else
+                    ("{a} of {s}?", "what is the {a} of {s}?", "{s}'s {a}?", "{s} {a}"))
+
+    def question(subject: str, attribute: Attribute) -> str:
+        return asks.format(s=subject, a=attribute[0][0]) if fixed else ask(r, subject, attribute, language)
+
+    pairs = [(subject, i) for subject in subjects for i in range(len(known))]
+    told: dict[tuple[str, int], str] = {}
+    lines: list[str] = []
+    for subject, i in r.sample(pairs, min(len(pairs), 6)):
+        told[subject, i] = shown = token(r, language) if short else value(r, known[i][1], language)
+        clause = says.format(s=subject, a=known[i][0][0], v=shown) if fixed else state(r, subject, known[i], shown, language)
+        lines.append(f"[{len(lines) + 1}] {clause}")
+    turns: Turns = []
+    for (subject, i), shown in r.sample(list(told.items()), len(told)):
+        cited = f"{'' if zh else ' '}[{list(told).index((subject, i)) + 1}]{STOP[language]}"
+        turns += [("user", question(subject, known[i])), ("assistant", shown + cited)]
+        if r.random() < 0.2:
+            stranger = r.choice([token(r, language), name(r, language), neighbour(r, subject, language)])
+            if stranger not in subjects:
+                turns += [("user", question(stranger, known[i])), ("assistant", ABSTENTION[language])]
+    turns[0] = ("user", "\n".join([*lines, turns[0][1]]))
+    return turns
 
 
 class Block:
@@ -464,10 +474,10 @@ def is_held_out(a: int, b: int) -> bool:
 
 
 def thought_of(a: int, b: int) -> str:
-    """Ones, then tens with the carry: 7+5=12, then 2+3+1=6."""
+    """The sum again, ones, tens with the carry: 27+35, 7+5=12, 2+3+1=6."""
     ones = a % 10 + b % 10
     carry = "+1" if ones >= 10 else ""
-    return f"{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{carry}={a // 10 + b // 10 + ones // 10}"
+    return f"{a}+{b}\n{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{carry}={a // 10 + b // 10 + ones // 10}"
 
 
 def sums(r: random.Random, language: str) -> Turns:
@@ -524,9 +534,9 @@ CURRICULUM = [
     (0.16, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
     (0.42, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
             "facts": 0.06, "identity": 0.01, "memory": 0.02, "table": 0.07, "sums": 0.03}),
-    (0.62, {"copying": 0.02, "recall": 0.04, "lookup": 0.06, "drill": 0.2, "context_easy": 0.08, "context": 0.28,
-            "context_real": 0.02, "facts": 0.06, "raw_facts": 0.01, "unknown": 0.02, "identity": 0.03, "talk": 0.01,
-            "memory": 0.02, "table": 0.08, "sums": 0.07}),
-    (1.00, {"copying": 0.02, "lookup": 0.03, "drill": 0.06, "context": 0.33, "context_real": 0.08, "facts": 0.11,
-            "raw_facts": 0.01, "unknown": 0.03, "identity": 0.07, "talk": 0.03, "memory": 0.03, "table": 0.09,
+    (0.64, {"copying": 0.02, "recall": 0.05, "lookup": 0.06, "drill": 0.3, "context_easy": 0.06, "context": 0.24,
+            "context_real": 0.02, "facts": 0.03, "raw_facts": 0.01, "unknown": 0.02, "identity": 0.02, "talk": 0.01,
+            "memory": 0.02, "table": 0.08, "sums": 0.06}),
+    (1.00, {"copying": 0.02, "lookup": 0.03, "drill": 0.08, "context": 0.34, "context_real": 0.08, "facts": 0.08,
+            "raw_facts": 0.01, "unknown": 0.03, "identity": 0.06, "talk": 0.03, "memory": 0.03, "table": 0.10,
             "sums": 0.11})]

@@ -246,6 +246,11 @@ def test_the_lora_penalty_is_the_distance_of_effective_weights():
     assert torch.allclose(lora_distance(a, b, 2.0, a0, b0), dense, rtol=1e-5)
 
 
+def test_eval_steps_without_data_is_said_and_the_run_goes_on(tiny, rows, tmp_path, capsys):
+    train(tiny, rows(), tmp_path / "out", "--eval_steps", 5)
+    assert "evaluation off: --eval_steps 5 has no data" in capsys.readouterr().err
+
+
 def refusal(tiny, tmp_path, *more, data=None):
     with pytest.raises(BadInput) as caught:
         train(tiny, data or str(tmp_path / "a.json"), tmp_path / "out", *more)
@@ -255,7 +260,7 @@ def refusal(tiny, tmp_path, *more, data=None):
 
 def test_bad_input_is_one_line_that_says_what_to_do(tiny, rows, tmp_path):
     rows()
-    assert "--val_dataset" in refusal(tiny, tmp_path, "--eval_steps", 5)
+    assert "--val_dataset" in refusal(tiny, tmp_path, "--eval_strategy", "steps")
     assert "at least 1" in refusal(tiny, tmp_path, "--lora_rank", 0)
     assert "--learning_rate" in refusal(tiny, tmp_path, "--learning_rat", "1e-3")
     assert "missing.json" in refusal(tiny, tmp_path, data=str(tmp_path / "missing.json"))

@@ -47,14 +47,14 @@ def run_sft(
 
 def check_settings(settings: SftSettings) -> None:
     """What is missing or contradicts itself, before anything is read."""
-    evaluates = settings.eval_steps or settings.eval_strategy in ("steps", "epoch")
     has_evaluation = settings.val_dataset or settings.split_dataset_ratio
     rules = [
         (not (settings.model or settings.adapters or settings.prev_model),
          "--model is missing (nano, a folder or a hub name)"),
         (not settings.dataset, "--dataset is missing (a file, a folder, or a name in dataset_info.json)"),
-        (evaluates and not has_evaluation,
-         "--eval_steps needs data to evaluate: give --val_dataset or --split_dataset_ratio 0.05"),
+        (settings.eval_strategy in ("steps", "epoch") and not has_evaluation,
+         f"--eval_strategy {settings.eval_strategy} needs data to evaluate: give --val_dataset or "
+         "--split_dataset_ratio 0.05"),
         (settings.bf16 and settings.fp16, "--bf16 and --fp16 contradict each other"),
         (settings.quantization_bit and settings.train_type != "qlora",
          "--quantization_bit is for --train_type qlora"),
@@ -158,6 +158,13 @@ class _Run:
         report = Report(self.console)
         report.data(self.sources, self.data)
         report.model(settings, self.trainable, self.total, self.dtype, self.device, self.unpacked)
+        if settings.eval_steps and not self.data.evaluation:
+            report.say(
+                "evaluation",
+                f"off: --eval_steps {settings.eval_steps} has no data to evaluate; give --val_dataset "
+                "or --split_dataset_ratio 0.05",
+                "yellow",
+            )
         report.resume(self.resume)
         report.memory(settings, self.forecast, self.device, self.data.longest)
 
