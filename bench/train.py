@@ -12,13 +12,14 @@ The models have random weights; bench/peers.md tells how the peers are installed
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,61 +70,6 @@ class Contestant:
     @property
     def name(self) -> str:
         return f"{TITLES[self.runner]} {self.label}"
-
-
-@dataclass
-class Outcome:
-    """What a contestant's best round gave, or why it gave nothing."""
-
-    contestant: Contestant
-    num_rows: int
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    error: str = ""
-
-    @property
-    def best(self) -> dict[str, Any]:
-        return min(self.rounds, key=loop_cpu_seconds)
-
-    @property
-    def ms_per_row(self) -> float:
-        return 1000 * loop_cpu_seconds(self.best) / self.num_rows
-
-    @property
-    def first_ms_per_row(self) -> float:
-        return 1000 * (self.best["steps"][0]["cpu"] - self.best["begins"]["cpu"]) / min(RECORDS_PER_STEP, self.num_rows)
-
-    @property
-    def later_ms_per_row(self) -> float:
-        """Of all steps but the first, which pays for first-touch page faults; of the first when there is no other."""
-        rest = self.num_rows - RECORDS_PER_STEP
-        if rest <= 0:
-            return self.first_ms_per_row
-        return 1000 * (self.best["steps"][-1]["cpu"] - self.best["steps"][0]["cpu"]) / rest
-
-    @property
-    def start_seconds(self) -> float:
-        return min(run["begins"]["cpu"] for run in self.rounds)
-
-    @property
-    def first_step_done_seconds(self) -> float:
-        return min(run["steps"][0]["cpu"] for run in self.rounds)
-
-    @property
-    def wall_share(self) -> float:
-        wall = self.best["steps"][-1]["wall"] - self.best["begins"]["wall"]
-        return wall / loop_cpu_seconds(self.best)
-
-    @property
-    def peak_mib(self) -> float:
-        return self.best["peak_rss_bytes"] / MIB
-
-    @property
-    def losses(self) -> list[float]:
-        return self.best["losses"]
-
-
-def loop_cpu_seconds(run: dict[str, Any]) -> float:
-    return run["steps"][-1]["cpu"] - run["begins"]["cpu"]
 
 
 # -- who takes part
@@ -211,39 +157,48 @@ class Bench:
         path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {**os.environ, **threads, **offline, **homes, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
-    def run(self, outcome: Outcome, files: dict[str, str]) -> None:
-        one = outcome.contestant
+    def train(self, one: Contestant, files: dict[str, str]) -> dict[str, Any]:
         job = {
             "runner": one.runner,
             "model": files["model"],
-            "data": files["rows"] if one.runner == "evergreen" else files["ordered_rows"],
+            "data": files["rows" if one.runner == "evergreen" else "ordered_rows"],
             "dtype": one.dtype,
             "gradient_checkpointing": one.gradient_checkpointing,
             **dict(one.extra),
         }
-        try:
-            outcome.rounds.append(self.child(job, self.pythons[one.runner]))
-        except RuntimeError as error:
-            outcome.error = str(error)
+        return self.child(job, self.pythons[one.runner])
 
 
 def measure(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All contestants on one model; a document with its outcomes, comparisons and curve."""
+    """All contestants on one model, in rounds; a document with their figures and comparisons."""
     files, work = prepare(bench, model, options.rows or NUM_ROWS[model])
     peaks = bench.child({"runner": "products"})
     chosen = contestants(model, options.peers, options.quick)
     if model == "q05b" and not options.quick:
         chosen += curve()
-    outcomes = [Outcome(one, work["num_rows"]) for one in chosen if any(part in one.name for part in options.match)]
+    chosen = [one for one in chosen if re.search(options.match, one.name)]
+    runs: dict[Contestant, list[dict[str, Any]]] = {one: [] for one in chosen}
+    failed: dict[str, str] = {}
     rounds = options.rounds or (2 if model == "small" and not options.quick else 1)
-    for number in range(rounds):
-        for outcome in outcomes:
-            if outcome.error:
-                continue
-            bench.run(outcome, files)
-            said = outcome.error or f"{outcome.ms_per_row:.1f} ms/row, {outcome.peak_mib:.0f} MiB"
-            bench.console.print(f"{model} round {number + 1}/{rounds}  {outcome.contestant.name}: {said}", style="dim")
-    return document(model, work, peaks, outcomes)
+    for number, one in ((number, one) for number in range(1, rounds + 1) for one in chosen):
+        if one.name in failed:
+            continue
+        try:
+            runs[one].append(bench.train(one, files))
+            said = f"{1000 * loop_cpu_seconds(runs[one][-1]) / work['num_rows']:.1f} ms/row"
+        except RuntimeError as error:
+            failed[one.name] = said = str(error)
+        bench.console.print(f"{model} round {number}/{rounds}  {one.name}: {said}", style="dim", highlight=False)
+    done = [figures(one, runs[one], work, peaks) for one in chosen if one.name not in failed]
+    return {
+        "model": model,
+        **work,
+        "gemm_peak_gflops": peaks,
+        "contestants": done,
+        "failed": failed,
+        "comparisons": comparisons(model, done),
+        "loss_differences": loss_differences(done),
+    }
 
 
 def prepare(bench: Bench, model: str, num_rows: int) -> tuple[dict[str, str], dict[str, Any]]:
@@ -278,54 +233,49 @@ def useful_flop(shape: dict[str, Any], lengths: list[int], targets: int, rank: i
 # -- what it comes to
 
 
-def document(model: str, work: dict[str, Any], peaks: dict[str, float], outcomes: list[Outcome]) -> dict[str, Any]:
-    done = [outcome for outcome in outcomes if outcome.rounds and not outcome.error]
-    return {
-        "model": model,
-        **work,
-        "gemm_peak_gflops": peaks,
-        "contestants": [figures(outcome, work, peaks) for outcome in done],
-        "failed": {outcome.contestant.name: outcome.error for outcome in outcomes if outcome.error},
-        "comparisons": comparisons(model, done),
-        "losses": compare_losses(done),
-    }
+def loop_cpu_seconds(run: dict[str, Any]) -> float:
+    return run["steps"][-1]["cpu"] - run["begins"]["cpu"]
 
 
-def figures(outcome: Outcome, work: dict[str, Any], peaks: dict[str, float]) -> dict[str, Any]:
-    seconds = outcome.ms_per_row * outcome.num_rows / 1000
-    gflops = work["gflop"] / seconds
-    spread = [1000 * loop_cpu_seconds(run) / outcome.num_rows for run in outcome.rounds]
+def figures(one: Contestant, rounds: list[dict[str, Any]], work: dict[str, Any], peaks: dict[str, float]) -> dict:
+    """What a contestant's best round gave. Later steps leave out the first, which pays for first-touch page faults."""
+    run, num_rows = min(rounds, key=loop_cpu_seconds), work["num_rows"]
+    begins, steps, seconds = run["begins"], run["steps"], loop_cpu_seconds(run)
+    first_rows = min(RECORDS_PER_STEP, num_rows)
+    later_rows = num_rows - first_rows
+    later = 1000 * (steps[-1]["cpu"] - steps[0]["cpu"]) / later_rows if later_rows else None
     return {
-        "name": outcome.contestant.name,
-        "role": outcome.contestant.role,
-        "ms_per_row": outcome.ms_per_row,
-        "first_step_ms_per_row": outcome.first_ms_per_row,
-        "later_steps_ms_per_row": outcome.later_ms_per_row,
-        "rounds_ms_per_row": spread,
-        "wall_per_cpu": outcome.wall_share,
+        "name": one.name,
+        "runner": one.runner,
+        "role": one.role,
+        "dtype": one.dtype,
+        "ms_per_row": 1000 * seconds / num_rows,
+        "first_step_ms_per_row": 1000 * (steps[0]["cpu"] - begins["cpu"]) / first_rows,
+        "later_steps_ms_per_row": later,
+        "rounds_ms_per_row": [1000 * loop_cpu_seconds(each) / num_rows for each in rounds],
+        "wall_per_cpu": (steps[-1]["wall"] - begins["wall"]) / seconds,
         "tokens_per_cpu_second": work["tokens"] / seconds,
-        "useful_gflops": gflops,
-        "share_of_gemm_peak": gflops / max(peaks.values()),
-        "cpu_seconds_to_first_step": outcome.start_seconds,
-        "cpu_seconds_to_first_step_done": outcome.first_step_done_seconds,
-        "peak_rss_mib": outcome.peak_mib,
-        "mean_loss": statistics.fmean(outcome.losses),
+        "useful_gflops": work["gflop"] / seconds,
+        "share_of_gemm_peak": work["gflop"] / seconds / max(peaks.values()),
+        "cpu_seconds_to_first_step": min(each["begins"]["cpu"] for each in rounds),
+        "cpu_seconds_to_first_step_done": min(each["steps"][0]["cpu"] for each in rounds),
+        "peak_rss_mib": run["peak_rss_bytes"] / MIB,
+        "losses": run["losses"],
     }
 
 
-def comparisons(model: str, done: list[Outcome]) -> list[dict[str, Any]]:
+def comparisons(model: str, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ours against each peer: the goals, and how many times as fast we were."""
     found: list[dict[str, Any]] = []
 
-    def add(what: str, ours: Outcome | None, theirs: Outcome | None, goal: float, value: Any = None) -> None:
+    def add(what: str, ours: dict | None, theirs: dict | None, goal: float, figure: str = "ms_per_row") -> None:
         if ours and theirs:
-            value = value or (lambda outcome: outcome.ms_per_row)
-            ratio = value(theirs) / value(ours)
-            found.append({"what": what, "peer": theirs.contestant.name, "ratio": ratio, "goal": goal})
+            names = {"what": what, "ours": ours["name"], "peer": theirs["name"]}
+            found.append({**names, "ratio": theirs[figure] / ours[figure], "goal": goal})
 
-    auto, bf16 = _find(done, "evergreen", "best"), _find(done, "evergreen", "tutorial")
+    auto, bf16 = _fastest(done, "evergreen", "best"), _fastest(done, "evergreen", "tutorial")
     for peer in PEERS:
-        tutorial, best = _find(done, peer, "tutorial"), _find(done, peer, "best")
+        tutorial, best = _fastest(done, peer, "tutorial"), _fastest(done, peer, "best")
         if model == "small":
             add("both bf16, tutorial settings", bf16, tutorial, 2.5)
             add("ours auto, theirs tutorial settings", auto, tutorial, 5.0 if peer == "trl" else 4.0)
@@ -333,40 +283,35 @@ def comparisons(model: str, done: list[Outcome]) -> list[dict[str, Any]]:
         else:
             add("ours auto, theirs tutorial settings", auto, tutorial, 3.0)
             for share, goal in ((1.0, 1.3), (1.5, 1.6)):
-                add(f"at {share:g}x the memory of theirs best", _within(done, best, share), best, goal)
+                add(f"at {share:g}x the memory of their best", _fastest_within(done, best, share), best, goal)
         if peer == "trl":
-            add("start-up to the first step", auto, tutorial, 1.0, lambda outcome: outcome.start_seconds)
+            add("start-up to the first step", auto, tutorial, 1.0, "cpu_seconds_to_first_step")
     return found
 
 
-def _find(done: list[Outcome], runner: str, role: str) -> Outcome | None:
-    found = [one for one in done if one.contestant.runner == runner and one.contestant.role == role]
-    return min(found, key=lambda outcome: outcome.ms_per_row, default=None)
+def _fastest(done: list[dict[str, Any]], runner: str, role: str = "") -> dict[str, Any] | None:
+    found = [row for row in done if row["runner"] == runner and role in ("", row["role"])]
+    return min(found, key=lambda row: row["ms_per_row"], default=None)
 
 
-def _within(done: list[Outcome], theirs: Outcome | None, share: float) -> Outcome | None:
+def _fastest_within(done: list[dict[str, Any]], theirs: dict[str, Any] | None, share: float) -> dict[str, Any] | None:
     """The fastest of ours that needs at most `share` times the memory of theirs."""
-    fitting = [
-        one
-        for one in done
-        if theirs and one.contestant.runner == "evergreen" and one.peak_mib <= share * theirs.peak_mib
-    ]
-    return min(fitting, key=lambda outcome: outcome.ms_per_row, default=None)
+    return _fastest(
+        [row for row in done if theirs and row["peak_rss_mib"] <= share * theirs["peak_rss_mib"]], "evergreen"
+    )
 
 
-def compare_losses(done: list[Outcome]) -> dict[str, Any]:
-    """Largest difference of a step's loss from ours in fp32 (else our first): the same work, or not."""
-    ours = [one for one in done if one.contestant.runner == "evergreen"]
-    if not ours:
-        return {}
-    twin = next((one for one in ours if one.contestant.dtype == "fp32"), ours[0])
-    return {
-        "reference": twin.contestant.name,
-        "first_step": {one.contestant.name: one.losses[0] for one in done},
-        "largest_difference": {
-            one.contestant.name: max(abs(a - b) for a, b in zip(one.losses, twin.losses, strict=True)) for one in done
-        },
-    }
+def loss_differences(done: list[dict[str, Any]]) -> dict[str, float]:
+    """Largest difference of any step's loss from ours of the same precision: the same work, or not.
+
+    bf16 weights give other losses than fp32 ones; what is compared is each with its like."""
+    ours = {"fp32" if row["dtype"] == "fp32" else "bf16": row for row in reversed(done) if row["runner"] == "evergreen"}
+    found = {}
+    for row in done:
+        twin = ours.get("fp32" if row["dtype"] == "fp32" else "bf16")
+        if twin:
+            found[row["name"]] = max(abs(a - b) for a, b in zip(row["losses"], twin["losses"], strict=True))
+    return found
 
 
 # -- words
@@ -384,38 +329,34 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(f"failed  {name}: {error}", style="yellow", highlight=False)
     for row in result["comparisons"]:
         verdict = "reached" if row["ratio"] >= row["goal"] else "missed"
-        console.print(
-            f"{row['ratio']:5.2f}x  (goal {row['goal']:g}x, {verdict})  {row['what']}: {row['peer']}", highlight=False
-        )
-    console.print(f"largest difference of a step's loss: {worst_losses(result)}", highlight=False)
+        text = f"{row['ratio']:5.2f}x  (goal {row['goal']:g}x, {verdict})  {row['what']}: {row['ours']} / {row['peer']}"
+        console.print(text, highlight=False)
+    differences = ", ".join(f"{name} {value:.4f}" for name, value in result["loss_differences"].items())
+    console.print(f"largest difference of a step's loss from ours: {differences}", highlight=False)
 
 
 def contestant_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['model']}: CPU time on one core, best round")
-    for name in ("contestant", "ms/row", "1st step", "later", "wall/CPU", "tokens/s", "GFLOP/s", "of peak"):
-        table.add_column(name, justify="left" if name == "contestant" else "right")
+    table = Table("contestant", title=f"{result['model']}: CPU time on one core, best round")
+    for name in ("ms/row", "1st step", "later", "wall/CPU", "tokens/s", "GFLOP/s", "of peak"):
+        table.add_column(name, justify="right")
     for name in ("start s", "1st done s", "RSS MiB", "loss"):
         table.add_column(name, justify="right")
     for row in result["contestants"]:
-        times = (row["ms_per_row"], row["first_step_ms_per_row"], row["later_steps_ms_per_row"])
-        starts = (row["cpu_seconds_to_first_step"], row["cpu_seconds_to_first_step_done"])
         table.add_row(
             row["name"],
-            *(f"{value:.1f}" for value in times),
+            f"{row['ms_per_row']:.1f}",
+            f"{row['first_step_ms_per_row']:.1f}",
+            f"{row['later_steps_ms_per_row']:.1f}" if row["later_steps_ms_per_row"] else "-",
             f"{row['wall_per_cpu']:.2f}",
             f"{row['tokens_per_cpu_second']:.0f}",
             f"{row['useful_gflops']:.0f}",
             f"{row['share_of_gemm_peak']:.0%}",
-            *(f"{value:.1f}" for value in starts),
+            f"{row['cpu_seconds_to_first_step']:.1f}",
+            f"{row['cpu_seconds_to_first_step_done']:.1f}",
             f"{row['peak_rss_mib']:.0f}",
-            f"{row['mean_loss']:.4f}",
+            f"{statistics.fmean(row['losses']):.4f}",
         )
     return table
-
-
-def worst_losses(result: dict[str, Any]) -> str:
-    differences = result["losses"].get("largest_difference", {})
-    return ", ".join(f"{name} {value:.4f}" for name, value in differences.items())
 
 
 def show_profile(bench: Bench, model: str, console: Console) -> None:
@@ -435,7 +376,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small only, two settings each, one round")
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), help="default: small q05b")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--match", nargs="+", default=[""], help="only contestants whose name holds one of these")
+    parser.add_argument("--match", default="", help="only contestants whose name has this regular expression")
     parser.add_argument("--rounds", type=int, help="default: 2 for small, 1 for q05b; the best counts")
     parser.add_argument("--rows", type=int, help="records of an epoch (default: 91 for small, 48 for q05b)")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the core to run on")

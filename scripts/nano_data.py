@@ -185,8 +185,9 @@ def drill(r: random.Random, language: str) -> Turns:
     Half of them use one fixed sentence and one fixed question, half the sentences of the real thing.
     """
     zh, fixed, short = language == "zh", r.random() < 0.4, r.random() < 0.6
-    subjects = list(dict.fromkeys((token if r.random() < 0.5 else name)(r, language) for _ in range(r.randint(1, 4))))
-    known = r.sample(attributes(language), r.randint(1, 3))
+    count = r.choice((1, 1, 1, 2, 2, 3))
+    subjects = list(dict.fromkeys((token if r.random() < 0.4 else name)(r, language) for _ in range(count)))
+    known = r.sample(attributes(language), r.randint(2, 5))
     if fixed:
         known = [([r.choice(names)], kind, [], []) for names, kind, _, _ in known]
     says = r.choice(("{s}的{a}是{v}", "{s}的{a}:{v}", "{s}{a}{v}", "{s}:{a}={v}") if zh else
@@ -197,6 +198,7 @@ def drill(r: random.Random, language: str) -> Turns:
     def question(subject: str, attribute: Attribute) -> str:
         return asks.format(s=subject, a=attribute[0][0]) if fixed else ask(r, subject, attribute, language)
 
+    all_names = {text for names, _, _, _ in known for text in names}
     pairs = [(subject, i) for subject in subjects for i in range(len(known))]
     told: dict[tuple[str, int], str] = {}
     lines: list[str] = []
@@ -208,10 +210,12 @@ def drill(r: random.Random, language: str) -> Turns:
     for (subject, i), shown in r.sample(list(told.items()), len(told)):
         cited = f"{'' if zh else ' '}[{list(told).index((subject, i)) + 1}]{STOP[language]}"
         turns += [("user", question(subject, known[i])), ("assistant", shown + cited)]
-        if r.random() < 0.2:
-            stranger = r.choice([token(r, language), name(r, language), neighbour(r, subject, language)])
-            if stranger not in subjects:
-                turns += [("user", question(stranger, known[i])), ("assistant", ABSTENTION[language])]
+        stranger = r.choice([token(r, language), name(r, language), neighbour(r, subject, language)])
+        other = r.choice([attribute for attribute in attributes(language) if attribute[0][0] not in all_names])
+        if r.random() < 0.12 and stranger not in subjects:
+            turns += [("user", question(stranger, known[i])), ("assistant", ABSTENTION[language])]
+        if r.random() < 0.25:
+            turns += [("user", question(subject, other)), ("assistant", ABSTENTION[language])]
     turns[0] = ("user", "\n".join([*lines, turns[0][1]]))
     return turns
 
@@ -222,11 +226,11 @@ class Block:
     def __init__(self, r: random.Random, language: str, max_lines: int = 5):
         self.r, self.language = r, language
         count = r.randint(1, max_lines)
-        subjects = [name(r, language) for _ in range(r.randint(1, count))]
+        subjects = [name(r, language) for _ in range(r.choice((1, 1, 2, 2, count)))]
         if count > 1 and r.random() < 0.3:
             subjects.append(neighbour(r, subjects[0], language))
         self.subjects = list(dict.fromkeys(subjects))
-        picked = r.sample(attributes(language), r.randint(2, 5))
+        picked = r.sample(attributes(language), r.randint(2, 6))
         self.attributes = [invented_attribute(r, language) if r.random() < 0.15 else known for known in picked]
         self.facts: dict[tuple[str, int], tuple[str, int]] = {}
         self.asked: set[tuple[str, int]] = set()
@@ -534,9 +538,9 @@ CURRICULUM = [
     (0.16, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
     (0.42, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
             "facts": 0.06, "identity": 0.01, "memory": 0.02, "table": 0.07, "sums": 0.03}),
-    (0.64, {"copying": 0.02, "recall": 0.05, "lookup": 0.06, "drill": 0.3, "context_easy": 0.06, "context": 0.24,
-            "context_real": 0.02, "facts": 0.03, "raw_facts": 0.01, "unknown": 0.02, "identity": 0.02, "talk": 0.01,
-            "memory": 0.02, "table": 0.08, "sums": 0.06}),
+    (0.66, {"copying": 0.02, "recall": 0.02, "lookup": 0.03, "drill": 0.32, "context_easy": 0.02, "context": 0.34,
+            "context_real": 0.02, "facts": 0.03, "raw_facts": 0.01, "unknown": 0.01, "identity": 0.02, "talk": 0.01,
+            "memory": 0.01, "table": 0.07, "sums": 0.07}),
     (1.00, {"copying": 0.02, "lookup": 0.03, "drill": 0.08, "context": 0.34, "context_real": 0.08, "facts": 0.08,
             "raw_facts": 0.01, "unknown": 0.03, "identity": 0.06, "talk": 0.03, "memory": 0.03, "table": 0.10,
             "sums": 0.11})]

@@ -161,6 +161,17 @@ def test_an_adapters_digest_knows_its_scale(base, tmp_path):
     assert adapter_digest(tmp_path / "4") != adapter_digest(tmp_path / "8")
 
 
+def test_trainable_counts_are_those_of_the_real_shape():
+    """Qwen2.5-7B, rank 64 on q_proj and v_proj."""
+    from evergreen.train.tune import count_parameters
+
+    shape = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=152064, num_key_value_heads=4, **shape))
+        adapted = add_lora(model, rank=64, alpha=128, dropout=0.0, target_modules=["q_proj", "v_proj"])
+    assert count_parameters(adapted) == (20_185_088, 7_615_616_512 + 20_185_088)
+
+
 # The command line
 
 

@@ -183,6 +183,21 @@ def test_an_adapted_head_gives_the_same_loss_as_full_logits():
     assert_same(loss_and_gradients(model, pack(items, 10_000)), plain_loss_and_gradients(model, items))
 
 
+def test_flex_attention_follows_the_same_mask(monkeypatch):
+    """Only its forward, and uncompiled: on a CPU it has no backward."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from evergreen.train import loss
+
+    monkeypatch.setattr(loss, "_compiled_flex", lambda: flex_attention)
+    [row] = pack(records(), 10_000)
+    length = row.input_ids.shape[1]
+    query, key, value = torch.randn(1, 4, length, 16), torch.randn(1, 2, length, 16), torch.randn(1, 2, length, 16)
+    by_record = loss._by_record(query, key, value, row.layout, None, 0.0, None)
+    flexed = loss._flex(query, key, value, row.layout, None).transpose(1, 2)
+    assert torch.allclose(by_record, flexed, atol=1e-5)
+
+
 def test_rotary_kinds_that_depend_on_the_batch_are_not_packed():
     plain = Qwen2Config()
     assert can_pack(plain) == ""

@@ -46,7 +46,11 @@ def tiny(tmp_path_factory) -> str:
 def rows(tmp_path):
     def write(name="a.json", num=18, start=0):
         data = [
-            {"instruction": f"第{i}个问题 question {i}", "input": "", "output": f"答案是{i * 7}, answer {i}" * (1 + i % 3)}
+            {
+                "instruction": f"第{i}个问题 question {i}",
+                "input": "",
+                "output": f"答案是{i * 7}, answer {i}" * (1 + i % 3),
+            }
             for i in range(start, start + num)
         ]
         path = tmp_path / name
@@ -177,6 +181,14 @@ def test_modules_to_save_are_trained_in_full_and_saved(tiny, rows, tmp_path):
     assert any("embed_tokens" in key for key in weights(tmp_path / "out"))
 
 
+def test_a_head_that_is_trained_in_full_is_saved_and_loads(tiny, rows, tmp_path):
+    from evergreen.model.load import load_model
+
+    train(tiny, rows(), tmp_path / "out", "--modules_to_save", "lm_head", "--target_modules", "q_proj")
+    assert any("lm_head" in key for key in weights(tmp_path / "out"))
+    assert load_model(str(tmp_path / "out")).model(torch.tensor([[1, 2]])).logits.isfinite().all()
+
+
 def test_qlora_trains_over_a_four_bit_base_on_a_cpu(tiny, rows, tmp_path):
     pytest.importorskip("bitsandbytes")
     document = train(tiny, rows(), tmp_path / "out", "--train_type", "qlora", "--logging_steps", 1)
@@ -216,7 +228,7 @@ def test_two_processes_train_the_same_weights_as_one(tiny, rows, tmp_path):
 
 
 def test_a_streamed_file_trains_for_max_steps(tiny, rows, tmp_path):
-    source = json.loads(open(rows()).read())
+    source = json.loads(type(tmp_path)(rows()).read_text())
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in source))
     document = train(tiny, str(tmp_path / "s.jsonl"), tmp_path / "out", "--streaming", "true", "--max_steps", 7)
     assert document["steps"] == 7
@@ -227,8 +239,9 @@ def test_an_increment_replays_the_data_of_the_run_before_it(tiny, rows, tmp_path
 
     first, second = rows("first.json"), rows("second.json", start=100)
     train(tiny, first, tmp_path / "base")
-    line = f"sft {BASE_FLAGS} --model {tiny} --dataset {second} --output_dir {tmp_path / 'next'} --prev_model {tmp_path / 'base'} --json"
-    assert main([*line.split(), "--replay_samples", "5", "--regularization_alpha", "0.1"]) == 0
+    line = f"sft {BASE_FLAGS} --model {tiny} --dataset {second} --output_dir {tmp_path / 'next'} --json"
+    more = ["--prev_model", str(tmp_path / "base"), "--replay_samples", "5", "--regularization_alpha", "0.1"]
+    assert main([*line.split(), *more]) == 0
     out, err = capsys.readouterr()
     assert "5 earlier records" in err
     version = json.loads((tmp_path / "next" / "version.json").read_text())
@@ -264,7 +277,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny, rows, tmp_path):
     assert "at least 1" in refusal(tiny, tmp_path, "--lora_rank", 0)
     assert "--learning_rate" in refusal(tiny, tmp_path, "--learning_rat", "1e-3")
     assert "missing.json" in refusal(tiny, tmp_path, data=str(tmp_path / "missing.json"))
-    assert "a.json" in refusal(tiny, tmp_path, "--max_length", 16) and ":" in refusal(tiny, tmp_path, "--max_length", 16)
+    assert "a.json" in refusal(tiny, tmp_path, "--max_length", 16) and ":" in refusal(
+        tiny, tmp_path, "--max_length", 16
+    )
     assert "no such module" in refusal(tiny, tmp_path, "--target_modules", "wq")
     assert "layers 0-2" in refusal(tiny, tmp_path, "--freeze_layers", "0-9")
     assert "local models" in refusal("nobody/no-such-model", tmp_path)

@@ -10,6 +10,8 @@ from evergreen.train.memory import GIB, Forecast, available_bytes, fitting_setti
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from transformers import PreTrainedModel
+
     from evergreen.settings import SftSettings
     from evergreen.train.dataset import Sources, TrainingData
     from evergreen.train.output import Resume
@@ -69,6 +71,14 @@ class Report:
         )
         if unpacked:
             self.say("packing", f"off: {unpacked}", "yellow")
+
+    def adapter(self, model: "PreTrainedModel", is_continued: bool) -> None:
+        """Name the shape of an adapter that is trained further: it keeps its own, whatever the flags say."""
+        if not is_continued:
+            return
+        config = model.peft_config[model.active_adapter]
+        self.say("adapter", f"goes on from an earlier one: rank {config.r}, alpha {config.lora_alpha}, on "
+                            f"{' '.join(sorted(config.target_modules))}")  # fmt: skip
 
     def resume(self, resume: "Resume | None") -> None:
         if resume:

@@ -158,6 +158,7 @@ class _Run:
         report = Report(self.console)
         report.data(self.sources, self.data)
         report.model(settings, self.trainable, self.total, self.dtype, self.device, self.unpacked)
+        report.adapter(self.model, self._trains_adapter() and bool(self.reference.adapters))
         if settings.eval_steps and not self.data.evaluation:
             report.say(
                 "evaluation",
