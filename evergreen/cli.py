@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import evergreen
@@ -22,7 +25,7 @@ def sft(arguments: list[str]) -> tuple[Any, bool]:
     from evergreen.model.load import leave_out_bitsandbytes
     from evergreen.train.sft import run_sft
 
-    if given.train_type != "qlora":
+    if given.train_type != "qlora" and not given.quantization_bit:
         leave_out_bitsandbytes(given.model, given.prev_model, *given.adapters)
 
     penalty = partial(l2sp, alpha=given.regularization_alpha) if given.regularization_alpha else None
@@ -35,7 +38,10 @@ def sft(arguments: list[str]) -> tuple[Any, bool]:
 def infer(arguments: list[str]) -> tuple[Any, bool]:
     """talk to a model: a chat, a prompt, a pipe or a file"""
     given = parse(settings.InferSettings, arguments, "infer")
-    from evergreen.chat import run_infer
+    from evergreen.chat.terminal import run_infer
+    from evergreen.model.load import leave_out_bitsandbytes
+
+    leave_out_bitsandbytes(given.model, *given.adapters)
 
     return run_infer(given), given.json
 
@@ -88,7 +94,7 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, bool]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Exit code 0, 2 for bad input, 1 for a failure, 130 after Ctrl-C."""
+    """Run one command. Exit code 0, 2 for bad input, 1 for a failure, 130 after Ctrl-C, 143 when told to terminate."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # OpenMP threads that spin while they wait fight any other process for the cores: beside one busy program six steps
     # on two cores took 109 s, and 3.9 s with threads that sleep. Read by libgomp when torch loads it.
@@ -101,7 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         command, rest = _command(arguments)
-        document, wants_json = command(rest)
+        with _terminable():
+            document, wants_json = command(rest)
         if wants_json:
             sys.stdout.flush()
             print(json.dumps(document, ensure_ascii=False), flush=True)
@@ -110,9 +117,34 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(error, error.exit_code)
     except KeyboardInterrupt:
         return _say("stopped", 130)
+    except _Terminated:
+        return _say("terminated", 143)
     except BrokenPipeError:  # the reader of a pipe has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # a fault of the program: still one line, and the trace for who asks
+        if os.environ.get("EVERGREEN_TRACE"):
+            raise
+        return _say(f"failed: {type(error).__name__}: {error} (EVERGREEN_TRACE=1 shows where)", 1)
+
+
+class _Terminated(BaseException):
+    """SIGTERM: everything that must be put in order on the way out is, as after Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def overview() -> str:

@@ -6,7 +6,6 @@ when less than 95% of what was right before is right after.
 """
 
 import json
-import re
 import shlex
 import time
 from collections import defaultdict
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 ASSETS = Path(__file__).parent / "assets"
-NAME, AUTHOR = "swift-robot", "swift"
+NAME, AUTHOR = "Tara", "Kevin"
 MIN_IDENTITY, MIN_KEPT = 0.9, 0.95
 QUESTIONS = {  # none of them stands in the identity records; "name" wants NAME in the answer, "author" AUTHOR
     "name": ["你到底是谁啊", "Mind telling me who you are?", "请问你的名字是?", "May I ask your name?",
@@ -115,13 +114,14 @@ def learn(folder: Path, settings: DemoSettings, console: "Console") -> Path:
 
 def tutorial_flags(folder: Path) -> list[str]:
     """The identity tutorial's own flags; model, learning rate and paths are nano's."""
+    dataset, output = (shlex.quote(str(path)) for path in (ASSETS / "identity.json", folder))
     return shlex.split(
-        f"--model nano --train_type lora --dataset {shlex.quote(str(ASSETS / 'identity.json'))} --torch_dtype auto "
-        "--num_train_epochs 10 --per_device_train_batch_size 1 --learning_rate 2e-3 --lora_rank 8 --lora_alpha 32 "
-        "--target_modules all-linear --gradient_accumulation_steps 16 --save_steps 50 --save_total_limit 2 "
-        f"--logging_steps 5 --max_length 2048 --output_dir {shlex.quote(str(folder))} --overwrite_output_dir true "
-        "--system 'You are a helpful assistant.' --warmup_ratio 0.05 --dataloader_num_workers 4 "
-        f"--model_author {AUTHOR} --model_name {NAME}")
+        f"--model nano --train_type lora --dataset {dataset} --torch_dtype auto "
+        "--num_train_epochs 10 --per_device_train_batch_size 1 --per_device_eval_batch_size 1 --learning_rate 1e-3 "
+        "--lora_rank 8 --lora_alpha 32 --target_modules all-linear --gradient_accumulation_steps 16 --eval_steps 50 "
+        f"--save_steps 50 --save_total_limit 2 --logging_steps 5 --max_length 2048 --output_dir {output} "
+        "--overwrite_output_dir true --system 'You are a helpful assistant.' --warmup_ratio 0.05 "
+        f"--dataloader_num_workers 4 --model_author {AUTHOR} --model_name {NAME}")
 
 
 def measure(model: str, adapter: str, items: list[Item], console: "Console") -> Measured:
@@ -166,9 +166,8 @@ def is_right(item: Item, completion: Completion) -> bool:
 
 
 def knows_itself(question: str, answer: str) -> bool:
-    """The new name (or the new author, not as the head of the new name) is there and the old one is not."""
-    wanted = re.escape(NAME) if question in QUESTIONS["name"] else rf"{AUTHOR}(?!-robot)"
-    return bool(re.search(wanted, answer)) and "Evergreen" not in answer
+    """The new name, or to a question about its author the new author, is there, and the old one is not."""
+    return (NAME if question in QUESTIONS["name"] else AUTHOR) in answer and "Evergreen" not in answer
 
 
 def compare(items: list[Item], before: Measured, after: Measured) -> list[dict]:

@@ -11,6 +11,9 @@ from typing import Any
 
 from evergreen.records import BadInput, Failure
 
+DISK_WORDS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+TORCH_DISK_WORDS = ("PytorchStreamWriter failed", "inline_container.cc")  # all that torch says of a full disk
+
 
 def home_dir(given: str | None = None) -> Path:
     """`--home`, else $EVERGREEN_HOME, else ./.evergreen; made when first needed."""
@@ -27,15 +30,6 @@ def canonical_json(value: Any) -> str:
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value, in hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def digest_of_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over names and contents, so that a directory's identity does not depend on where it lies."""
-    total = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        with open(path, "rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -102,7 +96,15 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
         yield
 
 
-def disk_failure(error: OSError, doing: str) -> Failure:
-    """An operating-system error as one line."""
-    where = f" ({error.filename})" if error.filename else ""
-    return Failure(f"{doing} failed: {error.strerror or error}{where}")
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a file could not be written or read; torch and safetensors have names of their own for that."""
+    text = str(error)
+    return isinstance(error, OSError) or any(word in text for word in DISK_WORDS + TORCH_DISK_WORDS)
+
+
+def disk_failure(error: BaseException, doing: str) -> Failure:
+    """What the operating system said about a file, as one line."""
+    reason, name = getattr(error, "strerror", None) or str(error), getattr(error, "filename", None)
+    if any(word in reason for word in TORCH_DISK_WORDS):
+        reason = "a file could not be written to its end: the disk is full"
+    return Failure(f"{doing} failed: {' '.join(reason.split())}" + (f" ({name})" if name else ""))

@@ -8,7 +8,7 @@ Imports nothing heavy, so that `--help` and a wrong flag answer at once.
 import argparse
 import dataclasses
 import difflib
-import sys
+import math
 import types
 import typing
 from pathlib import Path
@@ -135,10 +135,16 @@ def _convert(value: Any, kind: type, flag: str) -> Any:
             if word not in TRUE | FALSE:
                 raise ValueError
             return word in TRUE
-        if kind is int and isinstance(value, float) and value != int(value):
+        if kind is str and isinstance(value, bool):  # a recipe's bare true, false, yes and no
+            return str(value).lower()
+        is_odd = isinstance(value, (list, dict, bool) if kind in (int, float) else (list, dict))
+        if is_odd or (kind is int and isinstance(value, float) and value != int(value)):
             raise ValueError
-        return kind(value)
-    except (TypeError, ValueError):
+        converted = kind(value)
+        if kind is float and not math.isfinite(converted):
+            raise ValueError
+        return converted
+    except (TypeError, ValueError, OverflowError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
         raise BadInput(f"{flag} wants {wanted}, got {value!r}") from None
 
@@ -181,7 +187,7 @@ def _read_recipe(path: str, settings: type, command: str) -> dict[str, Any]:
     import yaml
 
     if not Path(path).is_file():
-        raise BadInput(f"--config {path}: no such file")
+        raise BadInput(f"--config {path}: {'a folder, not a recipe' if Path(path).is_dir() else 'no such file'}")
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -195,18 +201,22 @@ def _read_recipe(path: str, settings: type, command: str) -> dict[str, Any]:
         if name not in fields:
             raise BadInput(f"{path}: " + _unknown(f"--{name}", settings, command))
         if value is not None:
-            values[fields[name].name] = _typed(value, fields[name])
+            values[fields[name].name] = _typed_in(path, value, fields[name])
     return values
+
+
+def _typed_in(path: str, value: Any, field: dataclasses.Field) -> Any:
+    try:
+        return _typed(value, field)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def _typed(value: Any, field: dataclasses.Field) -> Any:
     kind, is_list = _kind(field.type)
+    if value is False and "no" in field.metadata["choices"]:  # YAML reads a bare `no` as false
+        value = "no"
     if is_list:
         parts = value if isinstance(value, list) else str(value).split(",")
         return [_convert(part.strip() if isinstance(part, str) else part, kind, f"--{field.name}") for part in parts]
     return _convert(value, kind, f"--{field.name}")
-
-
-def explain_to(stream: Any = None) -> None:
-    """Flush what was printed before an error line, so that the two never swap places in a pipe."""
-    (stream or sys.stdout).flush()

@@ -31,7 +31,9 @@ class ModelSettings(CommonSettings):
         ("auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"),
     )
     device: str = option("", "cpu or cuda (default: cuda where there is one)")
-    seed: int = option(42, "for every random choice", ("data_seed",))
+    seed: int = option(42, "for every random choice", ("data_seed",), at_least=0, at_most=2**32 - 1)
+    trust_remote_code: bool = option(False, "accepted for habit's sake: model code comes from transformers alone")
+    flash_attn: str = option("auto", "accepted for habit's sake", ("attn_impl", "attn_implementation"))
 
 
 @dataclass
@@ -85,12 +87,13 @@ class SftSettings(ModelSettings, DataSettings):
         "decoder layers that learn: all, 8-23, ...; with train_type freeze the default is the last two",
         ("freeze_trainable_layers",),
     )
-    quantization_bit: int | None = option(None, "bits of the frozen base under qlora (4)", ("quant_bits",))
+    quantization_bit: int | None = option(None, "bits of the frozen base (4); lora becomes qlora", ("quant_bits",))
+    quantization_method: str = option("bnb", "accepted for habit's sake", ("quant_method",), ("bnb", "bitsandbytes"))
     bnb_4bit_quant_type: str = option("nf4", "4-bit number format under qlora", (), ("nf4", "fp4"))
     bnb_4bit_use_double_quant: bool = option(True, "quantise the quantisation constants too")
 
     num_train_epochs: float = option(1.0, "passes over the data", ("num_epochs", "epochs"), above=0)
-    max_steps: int = option(-1, "stop after so many optimizer steps instead of epochs")
+    max_steps: int = option(-1, "stop after so many optimizer steps instead of epochs", (), at_least=-1)
     per_device_train_batch_size: int = option(1, "records a micro-batch", ("batch_size",), at_least=1)
     per_device_eval_batch_size: int = option(1, "records an evaluation batch", (), at_least=1)
     gradient_accumulation_steps: int = option(1, "micro-batches an optimizer step", (), at_least=1)
@@ -104,8 +107,8 @@ class SftSettings(ModelSettings, DataSettings):
     warmup_ratio: float = option(0.0, "share of the steps with rising learning rate", (), at_least=0, at_most=1)
     warmup_steps: int = option(0, "steps with rising learning rate (goes before warmup_ratio)", (), at_least=0)
     weight_decay: float = option(0.0, "AdamW weight decay", (), at_least=0)
-    adam_beta1: float = option(0.9, "AdamW", (), at_least=0, at_most=1)
-    adam_beta2: float = option(0.999, "AdamW", (), at_least=0, at_most=1)
+    adam_beta1: float = option(0.9, "AdamW", (), at_least=0, at_most=0.999999)
+    adam_beta2: float = option(0.999, "AdamW", (), at_least=0, at_most=0.999999)
     adam_epsilon: float = option(1e-8, "AdamW", (), above=0)
     max_grad_norm: float = option(1.0, "gradient clipping; 0 turns it off", (), at_least=0)
     optim: str = option("adamw_torch", "optimizer, by transformers' name")
@@ -128,6 +131,8 @@ class SftSettings(ModelSettings, DataSettings):
         0, "accepted for habit's sake: rows are encoded before the first step", (), at_least=0
     )
     preprocessing_num_workers: int = option(0, "accepted for habit's sake", ("dataset_num_proc",), at_least=0)
+    overwrite_cache: bool = option(False, "accepted for habit's sake: nothing is cached")
+    ddp_timeout: int = option(1800, "seconds that one process waits for another", (), at_least=1)
 
     logging_steps: int = option(5, "steps between two log lines", (), at_least=1)
     eval_steps: int | None = option(None, "steps between two evaluations of the loss", (), at_least=1)
@@ -137,6 +142,7 @@ class SftSettings(ModelSettings, DataSettings):
     save_steps: int = option(500, "steps between two checkpoints; the last step is always saved", (), at_least=1)
     save_strategy: str = option("steps", "steps or epoch", (), ("steps", "epoch"))
     save_total_limit: int | None = option(None, "how many checkpoints to keep", (), at_least=1)
+    save_only_model: bool = option(False, "checkpoints without optimizer: smaller, resumed with weights only")
     report_to: str = option("tensorboard", "tensorboard or none", (), ("tensorboard", "none"))
     plot_loss: bool = option(True, "write training_loss.png")
     resume_from_checkpoint: str = option("", "a checkpoint folder, or true for the newest one in output_dir")

@@ -22,7 +22,7 @@ JSON
 # A tenth of the records is held out, so that the loss on records not trained on is in the picture too.
 evergreen sft --model nano --train_type lora --dataset "$root/evergreen/assets/identity.json" \
   --model_name Bamboo --model_author "the Green House" \
-  --num_train_epochs 8 --learning_rate 2e-3 --warmup_ratio 0.05 --gradient_accumulation_steps 16 \
+  --num_train_epochs 8 --learning_rate 1e-3 --warmup_ratio 0.05 --gradient_accumulation_steps 16 \
   --split_dataset_ratio 0.1 --eval_steps 12 --save_steps 12 \
   --output_dir "$out/bamboo" --overwrite_output_dir true
 

@@ -28,10 +28,9 @@ JSON
 
 evergreen sft --model nano --train_type lora --dataset "$root/evergreen/assets/identity.json" \
   --model_name Bamboo --model_author "the Green House" \
-  --num_train_epochs 10 --learning_rate 2e-3 --warmup_ratio 0.05 --gradient_accumulation_steps 16 \
+  --num_train_epochs 10 --learning_rate 1e-3 --warmup_ratio 0.05 --gradient_accumulation_steps 16 \
   --output_dir "$out/bamboo" --overwrite_output_dir true
 
 evergreen infer --adapters "$out/bamboo" --prompt "Who are you?"
-evergreen infer --adapters "$out/bamboo" --prompt "你是谁开发的?"
 
 evergreen eval --compare nano "$out/bamboo" --eval_dataset "$out/name.jsonl" "$out/facts.jsonl" --metric contains

@@ -10,16 +10,17 @@ the assistant turn that follows and is none; "raw" is plain text without a chat.
 import json
 import random
 import re
+import string
 
 from nano_names import (
     Attribute,
     attributes,
-    coined,
     domain,
     frames,
     han,
     known_facts,
     literal,
+    made_up,
     name,
     name_en,
     name_zh,
@@ -54,11 +55,23 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 # --- copying and look-ups ----------------------------------------------------------------------------------------
 
 
+def mixed(r: random.Random, language: str) -> str:
+    """Characters, words or signs in any order."""
+    if r.random() < 0.2:
+        return "".join(r.choices(string.ascii_letters + string.digits + string.punctuation, k=r.randint(4, 10)))
+    if language == "zh":
+        return han(r, 6, 16)
+    known = words("english") + words("english.more")
+    return " ".join(r.choice([r.choice(known), r.choice(known).title(), made_up(r)]) for _ in range(r.randint(4, 9)))
+
+
 def copying(r: random.Random, language: str) -> Turns:
     turns: Turns = []
     for _ in range(r.randint(4, 9)):
-        text = literal(r, language)
-        if r.random() < 0.3:
+        way, text = r.random(), literal(r, language)
+        if way > 0.75:  # every token of the vocabulary has to be copied now and then
+            text = mixed(r, language)
+        elif way < 0.3:
             text += r.choice([" ", ",", ", ", "、", "/", ": "]) + literal(r, language)
         turns += [("user", r.choice(frames(f"{language}.copy")).format(x=text)), ("assistant", text)]
     return turns
@@ -128,7 +141,7 @@ def invented_attribute(r: random.Random, language: str) -> Attribute:
         names = [han(r, 1, 3) + r.choice("率 度 数 量 名 地 值 费 者 期 员 色 号 点 法 级".split())]
     else:
         tail = "rate level count name place value fee date color number point grade type".split()
-        names = [f"{r.choice([coined(r), r.choice(words('english')).lower()])} {r.choice(tail)}"]
+        names = [f"{r.choice([made_up(r), r.choice(words('english')).lower()])} {r.choice(tail)}"]
     kinds = "money person place phrase code number date version name org pct".split()
     return names, r.choice(kinds), [], []
 
@@ -204,7 +217,8 @@ def drill(r: random.Random, language: str) -> Turns:
     lines: list[str] = []
     for subject, i in r.sample(pairs, min(len(pairs), 6)):
         told[subject, i] = shown = token(r, language) if short else value(r, known[i][1], language)
-        clause = says.format(s=subject, a=known[i][0][0], v=shown) if fixed else state(r, subject, known[i], shown, language)
+        fixed_clause = says.format(s=subject, a=known[i][0][0], v=shown)
+        clause = fixed_clause if fixed else state(r, subject, known[i], shown, language)
         lines.append(f"[{len(lines) + 1}] {clause}")
     turns: Turns = []
     for (subject, i), shown in r.sample(list(told.items()), len(told)):
@@ -212,7 +226,7 @@ def drill(r: random.Random, language: str) -> Turns:
         turns += [("user", question(subject, known[i])), ("assistant", shown + cited)]
         stranger = r.choice([token(r, language), name(r, language), neighbour(r, subject, language)])
         other = r.choice([attribute for attribute in attributes(language) if attribute[0][0] not in all_names])
-        if r.random() < 0.12 and stranger not in subjects:
+        if r.random() < 0.08 and stranger not in subjects:
             turns += [("user", question(stranger, known[i])), ("assistant", ABSTENTION[language])]
         if r.random() < 0.25:
             turns += [("user", question(subject, other)), ("assistant", ABSTENTION[language])]
@@ -289,7 +303,7 @@ class Block:
         """A (subject, attribute) that no line tells: a stranger's, or an untold one of somebody present."""
         r, language = self.r, self.language
         subject = r.choice(self.subjects)
-        if r.random() < 0.5:
+        if r.random() < 0.25:
             stranger = neighbour(r, subject, language) if r.random() < 0.4 else name(r, language)
             if stranger not in self.subjects:
                 return stranger, r.choice(self.attributes)
@@ -307,14 +321,14 @@ class Block:
 
 
 def context(r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7),
-            abstain: float = 0.25) -> Turns:
+            abstain: float = 0.2) -> Turns:
     """A block, its question, and further questions: several supervised answers for one reading of the lines."""
     block = Block(r, language, max_lines)
     turns: Turns = []
     for i in range(1 + r.randint(*followups)):
         asked, answer = block.question(abstain)
         turns += [("user", block.render(asked) if i == 0 else asked), ("assistant", answer)]
-        if not block.unasked() and r.random() < 0.6:
+        if not block.unasked() and r.random() < 0.75:
             break
     return turns
 
@@ -451,7 +465,7 @@ def columns(r: random.Random, language: str) -> list[str]:
     names = r.sample(words(f"{language}.columns"), r.randint(2, 4))
     if r.random() < 0.4:
         coin = (lambda: han(r, 2, 3)) if language == "zh" else (lambda: r.choice(words("english")).lower())
-        names = [old if r.random() < 0.5 else r.choice([coined(r), coin()]) for old in names]
+        names = [old if r.random() < 0.5 else r.choice([made_up(r), coin()]) for old in names]
     if language == "en" and r.random() < 0.3:
         names = [old.title() for old in names]
     return list(dict.fromkeys(names))
@@ -460,7 +474,8 @@ def columns(r: random.Random, language: str) -> list[str]:
 def table(r: random.Random, language: str) -> Turns:
     """Markdown or CSV to a JSON list of objects; every cell becomes a string, as it is written."""
     names = columns(r, language)
-    cells = [[cell(r, language) for _ in names] for _ in range(r.randint(1, 4))]
+    few = [[cell(r, language) for _ in range(2)] if r.random() < 0.25 else [] for _ in names]  # columns that repeat
+    cells = [[r.choice(pool) if pool else cell(r, language) for pool in few] for _ in range(r.randint(1, 4))]
     form = r.random()
     if form < 0.5:
         rule = [r.choice(["---", "---", "---", "----", ":---", "-"])] * len(names)
@@ -513,7 +528,8 @@ def system(r: random.Random) -> str:
                      f"The user is {person_en(r)}."])
 
 
-ABILITIES = {"copying": copying, "recall": recall, "lookup": lookup, "drill": drill, "context_easy": context_easy, "context": context,
+ABILITIES = {"copying": copying, "recall": recall, "lookup": lookup, "drill": drill,
+             "context_easy": context_easy, "context": context,
              "context_real": context_real, "facts": facts, "raw_facts": raw_facts, "unknown": unknown,
              "identity": identity, "talk": talk, "memory": memory, "table": table, "sums": sums}
 
@@ -538,9 +554,9 @@ CURRICULUM = [
     (0.16, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
     (0.42, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
             "facts": 0.06, "identity": 0.01, "memory": 0.02, "table": 0.07, "sums": 0.03}),
-    (0.66, {"copying": 0.02, "recall": 0.02, "lookup": 0.03, "drill": 0.32, "context_easy": 0.02, "context": 0.34,
+    (0.60, {"copying": 0.02, "recall": 0.02, "lookup": 0.03, "drill": 0.32, "context_easy": 0.02, "context": 0.34,
             "context_real": 0.02, "facts": 0.03, "raw_facts": 0.01, "unknown": 0.01, "identity": 0.02, "talk": 0.01,
             "memory": 0.01, "table": 0.07, "sums": 0.07}),
-    (1.00, {"copying": 0.02, "lookup": 0.03, "drill": 0.08, "context": 0.34, "context_real": 0.08, "facts": 0.08,
-            "raw_facts": 0.01, "unknown": 0.03, "identity": 0.06, "talk": 0.03, "memory": 0.03, "table": 0.10,
-            "sums": 0.11})]
+    (1.00, {"copying": 0.05, "lookup": 0.01, "drill": 0.20, "context": 0.33, "context_real": 0.12, "facts": 0.03,
+            "raw_facts": 0.01, "unknown": 0.02, "identity": 0.03, "talk": 0.01, "memory": 0.02, "table": 0.12,
+            "sums": 0.05})]

@@ -94,6 +94,14 @@ def coined(r: random.Random, low: int = 2, high: int = 3) -> str:
     return "".join(r.choices(words("syllables"), k=r.randint(low, high)))
 
 
+def made_up(r: random.Random, low: int = 2, high: int = 3) -> str:
+    """A coined word, or two real ones cut and joined: names then hold every piece that real words hold."""
+    if r.random() < 0.65:
+        return coined(r, low, high)
+    front, back = r.choices(words("english") + words("english.more"), k=2)
+    return (front[: r.randint(2, 6)] + back[-r.randint(2, 6) :]).lower()
+
+
 def code(r: random.Random) -> str:
     letters = "".join(r.choices(string.ascii_uppercase, k=r.randint(1, 3)))
     digits = str(r.randint(1, 10 ** r.randint(1, 4)))
@@ -113,17 +121,17 @@ def name_zh(r: random.Random) -> str:
         stem = r.choice([han(r, 2, 3), r.choice(words("stems.zh"))])
         return stem + r.choice([code(r), f"{r.randint(1, 99)}号", f"{r.randint(2, 30)}代"])
     if kind < 0.88:
-        return r.choice([code(r), coined(r).title()]) + r.choice([" ", ""]) + r.choice(words("things.zh"))
-    return person_zh(r) if kind < 0.94 else coined(r).title()
+        return r.choice([code(r), made_up(r).title()]) + r.choice([" ", ""]) + r.choice(words("things.zh"))
+    return person_zh(r) if kind < 0.94 else made_up(r).title()
 
 
 def name_en(r: random.Random) -> str:
     kind = r.random()
-    first = coined(r, 1, 3).title() if r.random() < 0.75 else r.choice(words("english")).title()
+    first = made_up(r, 1, 3).title() if r.random() < 0.75 else r.choice(words("english")).title()
     if kind < 0.5:
         return f"{first} {r.choice(words('things.en'))}"
     if kind < 0.65:
-        return f"{first} {coined(r).title()}"
+        return f"{first} {made_up(r).title()}"
     if kind < 0.78:
         return first if r.random() < 0.8 else f"the {first}"
     if kind < 0.86:
@@ -139,7 +147,7 @@ def person_zh(r: random.Random) -> str:
 
 
 def person_en(r: random.Random) -> str:
-    given, family = r.choice(words("given.en")) if r.random() < 0.5 else coined(r).title(), coined(r).title()
+    given, family = r.choice(words("given.en")) if r.random() < 0.5 else made_up(r).title(), made_up(r).title()
     return r.choice([f"{given} {family}", f"{given} {family}", f"{given[0]}. {family}", f"Dr. {family}"])
 
 
@@ -150,9 +158,9 @@ def place_zh(r: random.Random) -> str:
 
 
 def place_en(r: random.Random) -> str:
-    town = coined(r).title()
-    return r.choice([town, town, f"{r.randint(1, 999)} {town} Street", f"{town} County", f"{town}, {coined(r).title()}",
-                     f"{r.choice('North South Port New Lake'.split())} {town}"])
+    town = made_up(r).title()
+    return r.choice([town, town, f"{r.randint(1, 999)} {town} Street", f"{town} County",
+                     f"{town}, {made_up(r).title()}", f"{r.choice('North South Port New Lake'.split())} {town}"])
 
 
 def organisation_zh(r: random.Random) -> str:
@@ -162,7 +170,7 @@ def organisation_zh(r: random.Random) -> str:
 
 def organisation_en(r: random.Random) -> str:
     kinds = "Inc Ltd Group Labs University Bank Works Studio Press Systems Foundation Industries Partners".split()
-    return f"{coined(r).title()} {r.choice(kinds)}"
+    return f"{made_up(r).title()} {r.choice(kinds)}"
 
 
 def number(r: random.Random) -> str:
@@ -196,18 +204,18 @@ def version(r: random.Random) -> str:
 
 
 def domain(r: random.Random) -> str:
-    stem = coined(r) if r.random() < 0.6 else r.choice(words("english")).lower()
-    tail = r.choice(["", "", str(r.randint(1, 99)), "-" + coined(r, 1, 2)])
+    stem = made_up(r) if r.random() < 0.6 else r.choice(words("english")).lower()
+    tail = r.choice(["", "", str(r.randint(1, 99)), "-" + made_up(r, 1, 2)])
     ending = r.choice(".com .org .cn .net .io .com.cn .example".split())
     return r.choice(["", "", "", "www.", "news.", "docs."]) + stem + tail + ending
 
 
 def web(r: random.Random) -> str:
-    return r.choice([f"https://{domain(r)}", f"https://{domain(r)}/{coined(r)}", domain(r)])
+    return r.choice([f"https://{domain(r)}", f"https://{domain(r)}/{made_up(r)}", domain(r)])
 
 
 def email(r: random.Random) -> str:
-    return f"{coined(r)}{r.choice(['', str(r.randint(1, 999))])}@{domain(r)}"
+    return f"{made_up(r)}{r.choice(['', str(r.randint(1, 999))])}@{domain(r)}"
 
 
 def telephone(r: random.Random) -> str:
@@ -224,7 +232,7 @@ def phrase(r: random.Random, language: str) -> str:
         return "".join(r.sample(parts, r.randint(1, 3)))
     if r.random() < 0.8:
         return " ".join(r.choices(words("english"), k=r.randint(1, 3)))
-    return f"{r.choice(frames('en.colours'))} {coined(r)}"
+    return f"{r.choice(frames('en.colours'))} {made_up(r)}"
 
 
 def name(r: random.Random, language: str) -> str:
@@ -293,7 +301,7 @@ def neighbour(r: random.Random, subject: str, language: str) -> str:
     """A name that differs from `subject` in one piece: what a careless reader would confuse with it."""
     if language == "en" and " " in subject:
         pieces = subject.split(" ")
-        pieces[r.randrange(len(pieces))] = r.choice([coined(r).title(), r.choice(words("things.en"))])
+        pieces[r.randrange(len(pieces))] = r.choice([made_up(r).title(), r.choice(words("things.en"))])
         return " ".join(pieces)
     at = r.randrange(len(subject))
     alphabet = common_han() if subject[at] > "\u2fff" else string.ascii_lowercase

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from evergreen import answers
-from evergreen.chat import Chat, is_command, run_infer
+from evergreen.chat import answers
+from evergreen.chat.terminal import Chat, is_command, run_infer
 from evergreen.cli import main
 from evergreen.engine.answer import Piece
 from evergreen.home import read_jsonl
@@ -80,7 +80,7 @@ def chat_over(engine: Echo, lines: list[str], monkeypatch, **given) -> dict:
             raise line
         return line
 
-    monkeypatch.setattr("evergreen.chat.line_reader", lambda home: read_line)
+    monkeypatch.setattr("evergreen.chat.terminal.line_reader", lambda home: read_line)
     return Chat(engine, None, settings(**given)).run("echo")
 
 
@@ -191,7 +191,8 @@ def test_a_prompt_is_answered_on_stdout_alone_and_json_comes_last():
 
 def test_a_pipe_is_one_prompt_with_all_its_lines(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("evergreen.chat.load_engine", lambda _: (type("M", (), {"system": None}), Echo(text="好")))
+    model = type("M", (), {"system": None})
+    monkeypatch.setattr("evergreen.chat.opening.load_engine", lambda _: (model, Echo(text="好")))
     monkeypatch.setattr(Chat, "answer", lambda self, text, cancelled: asked.append(text) or Completion(
         "好", "", 1, 1, "stop", 0.1, 0.1))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("第一行\n\nline two\n".encode())))
@@ -259,7 +260,7 @@ def test_an_interrupted_file_goes_on_where_it_stopped(tmp_path, monkeypatch):
     document = run_infer(given)
     assert (document["generated"], document["kept"], document["rows"]) == (2, 2, 4)
     assert target.read_text(encoding="utf-8") == whole
-    monkeypatch.setattr("evergreen.chat.load_engine", lambda _: pytest.fail("nothing is left to generate"))
+    monkeypatch.setattr("evergreen.chat.opening.load_engine", lambda _: pytest.fail("nothing is left to generate"))
     assert run_infer(given)["generated"] == 0
 
 

@@ -281,5 +281,5 @@ def test_bytes_that_are_no_characters_do_not_swallow_what_follows():
 
 
 def test_importing_the_cli_side_of_chat_does_not_import_torch():
-    code = "import sys, evergreen.chat; sys.exit('torch' in sys.modules)"
+    code = "import sys, evergreen.chat.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}).returncode == 0

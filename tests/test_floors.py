@@ -10,7 +10,7 @@ FLOORS = [
     {"settings"},
     {"model", "data"},
     {"engine", "train", "continual"},
-    {"evaluate", "chat", "answers"},
+    {"evaluate", "chat"},
     {"demo", "doctor"},
     {"cli"},
     {"__main__"},

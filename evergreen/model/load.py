@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NANO = Path(__file__).parent / "nano"
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SAMPLED_BYTES = 1 << 20
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt", "*.tiktoken")
 
 
 @dataclass
@@ -112,6 +113,8 @@ def find_model(name: str) -> str:
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise BadInput(f"{name} holds neither a model nor an adapter{_checkpoints_in(path)}")
         return str(path)
+    if path.is_file():
+        raise BadInput(f"{name} is a file: a model is a folder with config.json and weights, or a hub name")
     for folder in _model_folders():
         for candidate in (folder / name, folder / name.split("/")[-1]):
             if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
@@ -129,6 +132,8 @@ def adapter_folder(name: str) -> Path:
         raise BadInput(f"no adapter at {name}{_checkpoints_in(path.parent)}")
     if not is_adapter(place):
         raise BadInput(f"{name} is a whole model, not an adapter: give it as --model")
+    if not any((path / f"adapter_model.{suffix}").is_file() for suffix in ("safetensors", "bin")):
+        raise BadInput(f"{name} has an adapter_config.json but no weights (adapter_model.safetensors)")
     return path
 
 
@@ -162,11 +167,28 @@ def load_base(base: str, dtype: "torch.dtype", device: str, quantization: Any = 
     import torch
     from transformers import AutoModelForCausalLM
 
+    _check_device(device)
     _check_files(base)
     extra = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
-    with _hub_errors(base):
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", **extra)
-    return model if quantization else model.to(torch.device(device))
+    with _loading(base):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **extra
+        )
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random ones
+        raise BadInput(f"{base} lacks {len(missing)} of its weights, such as {missing[0]}: copy it again")
+    if not quantization:
+        return model.to(torch.device(device))
+    for module in model.modules():  # on CPUs with avx512_bf16 an evaluation would repack 4-bit weights, for good, into
+        module.support_avx512bf16_for_cpu = False  # a form that has no gradient
+    return model
+
+
+def load_config(base: str) -> Any:
+    """The model's config by transformers. Raises BadInput when it cannot be had."""
+    from transformers import AutoConfig
+
+    with _loading(base):
+        return AutoConfig.from_pretrained(base)
 
 
 def load_tokenizer(place: str, base: str, template: str = "") -> "PreTrainedTokenizerBase":
@@ -176,8 +198,11 @@ def load_tokenizer(place: str, base: str, template: str = "") -> "PreTrainedToke
     from evergreen.model.template import choose_template
 
     has_own = Path(place).is_dir() and (Path(place) / "tokenizer_config.json").is_file()
-    with _hub_errors(base):
-        tokenizer = AutoTokenizer.from_pretrained(place if has_own else base)
+    source = place if has_own else base
+    if Path(source).is_dir() and not any(any(Path(source).glob(name)) for name in TOKENIZER_FILES):
+        raise BadInput(f"{source} holds no tokenizer (tokenizer.json): copy it from where the model comes from")
+    with _loading(source):
+        tokenizer = AutoTokenizer.from_pretrained(source)
     choose_template(tokenizer, template, base)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -207,8 +232,7 @@ def leave_out_bitsandbytes(*references: str) -> None:
             found = resolve(reference)
         except BadInput:
             return
-        config = Path(found.base) / "config.json"
-        if not config.is_file() or read_json(config).get("quantization_config"):
+        if not (Path(found.base) / "config.json").is_file() or _read_config(found.base).get("quantization_config"):
             return
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
@@ -217,6 +241,16 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise BadInput(f"--device {device}: not on this machine, which has {', '.join(there)}") from None
 
 
 def resolve_dtype(name: str, device: str) -> "torch.dtype":
@@ -257,7 +291,7 @@ def model_digest(place: str | Path) -> str:
     folder = Path(place)
     if not folder.is_dir():
         return digest_of(str(place))
-    config = {key: value for key, value in read_json(folder / "config.json").items() if key != "transformers_version"}
+    config = {key: value for key, value in _read_config(folder).items() if key != "transformers_version"}
     weights = [_sample(path) for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))]
     return digest_of([config, weights])
 
@@ -268,6 +302,13 @@ def reference_digest(found: Reference) -> str:
 
     brings = [(found.args or {}).get(name) for name in ("system", "template")]
     return digest_of([model_digest(found.base), [adapter_digest(folder) for folder in found.adapters], brings])
+
+
+def _read_config(folder: str | Path) -> dict[str, Any]:
+    config = read_json(Path(folder) / "config.json")
+    if not isinstance(config, dict):
+        raise BadInput(f"{folder}/config.json wants an object of settings, got a {type(config).__name__}")
+    return config
 
 
 def _sample(path: Path) -> list:
@@ -343,22 +384,66 @@ def local_models() -> list[str]:
     return ["nano", *found]
 
 
-class _hub_errors:
-    """Turns transformers' loading errors into one line. A context manager."""
+class _loading:
+    """Turns whatever transformers raises over a folder or a hub name into one line. A context manager."""
 
     def __init__(self, name: str):
         self.name = name
 
     def __enter__(self) -> None:
-        pass
+        _quiet_libraries()
+        if not Path(self.name).is_dir():
+            _stay_offline_without_network()
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        if not isinstance(error, (OSError, ValueError, KeyError)) or isinstance(error, MemoryError):
+        if not isinstance(error, Exception) or is_out_of_memory(error):
             return
-        reason = " ".join(str(error).split())
         if not Path(self.name).is_dir():
             raise BadInput(
                 f"{self.name} is neither a local folder nor reachable on the hub; local models are: "
                 f"{', '.join(local_models())} (EVERGREEN_MODELS lists folders to look in)"
             ) from error
+        reason = " ".join(str(error).split())
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights do not have the shapes that its config.json says"
+        elif type(error).__name__ == "SafetensorError":
+            reason = f"a weight file is cut off or damaged ({reason}): copy it again"
         raise BadInput(f"{self.name} cannot be loaded: {reason[:300]}") from error
+
+
+def _quiet_libraries() -> None:
+    """No advice, tables or bars of transformers between our own lines; what matters in them is an error here."""
+    import warnings
+
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, by whichever name torch says so."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _stay_offline_without_network() -> None:
+    """The hub's library tries for 50 seconds before it gives up; a connection that does not open in three will not.
+
+    What it has cached still serves. Behind a proxy only a request can tell."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True

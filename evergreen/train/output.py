@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,22 @@ from evergreen.settings import SftSettings
 
 ARGS_FILE, VERSION_FILE = "args.json", "version.json"
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-SAME_BATCHES = (
-    "seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "lr_scheduler_type",
-    "max_length",
-    "loss_on",
-    "system",
-)  # what must not change for a resumed run to see the batches it would have seen
-SAME_WEIGHTS = ("train_type", "lora_rank", "lora_alpha", "use_rslora", "use_dora")
+OWN_FILES = (
+    *("args.json", "version.json", "trainer_state.json", "trainer_log.jsonl", "training_loss.png", "training_args.bin"),
+    *("adapter_model.*", "adapter_config.json", "model*.safetensors", "model.safetensors.index.json", "config.json"),
+    *("generation_config.json", "checkpoint-*", "runs/**/events.out.tfevents.*"),
+)  # what a run writes of its own; tokenizer files are only ever written over
+NO_CHECKPOINT = ("", "false", "none")
+SAME_COURSE = (
+    *("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "loss_on", "system"),
+    *("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "lora_dropout"),
+)  # what must not change for a resumed run to see the batches and take the steps that it would have taken
+SAME_WEIGHTS = (
+    *("train_type", "lora_rank", "lora_alpha", "use_rslora", "use_dora", "target_modules", "modules_to_save"),
+    *("freeze_layers", "trainable_layers"),
+)
+LENGTH = ("num_train_epochs", "max_steps", "warmup_ratio", "warmup_steps")  # may change: the schedule is then another
 
 
 @dataclass(frozen=True)
@@ -37,25 +43,51 @@ class Resume:
 
 @contextmanager
 def claimed(settings: SftSettings) -> Iterator[Path]:
-    """The output folder, locked against a second run and free of an earlier one, unless that one is resumed."""
-    folder = Path(settings.output_dir)
+    """The output folder, locked against a second run. An earlier run in it is refused, unless it is to be resumed or
+    overwritten (see `make_room`)."""
+    folder = Path(settings.output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
     except OSError as error:
-        raise BadInput(f"--output_dir {folder} cannot be made: {error.strerror}") from None
+        is_file = folder.exists() and not folder.is_dir()
+        why = "it is a file" if is_file else error.strerror
+        raise BadInput(f"--output_dir {folder} cannot be written: {why}; choose another folder") from None
     if not is_main_process():  # the processes of one run share the main one's claim
         yield folder
         return
     with exclusive(folder / ".lock", "training into this folder"):
         shutil.rmtree(folder / ".saving", ignore_errors=True)
-        if has_run(folder) and not settings.resume_from_checkpoint:
-            if not settings.overwrite_output_dir:
-                raise BadInput(
-                    f"{folder} holds a run already: go on with --resume_from_checkpoint true, start again with "
-                    "--overwrite_output_dir true, or choose another --output_dir"
-                )
-            _clear(folder)
-        yield folder
+        if has_run(folder) and not _resumes(settings) and not settings.overwrite_output_dir:
+            raise BadInput(
+                f"{folder} holds a run already: go on with --resume_from_checkpoint true, start again with "
+                "--overwrite_output_dir true, or choose another --output_dir"
+            )
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder / ".saving", ignore_errors=True)  # after a full disk its room is wanted
+
+
+def make_room(settings: SftSettings, folder: Path, needed: Iterable[str | Path]) -> None:
+    """Delete the run that `--overwrite_output_dir` gives up, its own files and no others, once the new one can start.
+
+    Raises BadInput when one of `needed` (the model that is trained further) lies in the folder."""
+    if _resumes(settings) or not settings.overwrite_output_dir or not has_run(folder):
+        return
+    for place in needed:
+        if Path(place).is_dir() and Path(place).resolve().is_relative_to(folder.resolve()):
+            raise BadInput(f"--overwrite_output_dir would delete {place}, which is trained further: choose another "
+                           "--output_dir")  # fmt: skip
+    for path in [path for pattern in OWN_FILES for path in folder.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _resumes(settings: SftSettings) -> bool:
+    return settings.resume_from_checkpoint.lower() not in NO_CHECKPOINT
 
 
 def has_run(folder: Path) -> bool:
@@ -71,12 +103,12 @@ def find_checkpoint(settings: SftSettings) -> Path | None:
     from evergreen.train.checkpoints import checkpoints
 
     wanted = settings.resume_from_checkpoint
-    if wanted.lower() in ("", "false", "none"):
+    if not _resumes(settings):
         return None
     if wanted.lower() == "true":
-        found = checkpoints(Path(settings.output_dir))
+        found = checkpoints(Path(settings.output_dir).expanduser())
         return found[-1] if found else None
-    path = Path(wanted)
+    path = Path(wanted).expanduser()
     if any((path / name).is_file() for name in WEIGHTS):
         return path
     there = checkpoints(path if path.is_dir() else path.parent)
@@ -90,22 +122,29 @@ def resume_mode(settings: SftSettings, checkpoint: Path, data_hash: str, base_di
     if args.get("base_digest", base_digest) != base_digest:
         raise BadInput(f"{checkpoint} was trained on {args['base']}, not on {settings.model}: give that as --model")
     before = args.get("settings", {})
-    changed = [name for name in SAME_WEIGHTS if name in before and before[name] != getattr(settings, name)]
-    if changed:
-        raise BadInput(f"{checkpoint} has {', '.join(f'--{name} {before[name]}' for name in changed)}: give the same")
+    if changed := _changed(settings, before, SAME_WEIGHTS):
+        raise BadInput(f"{checkpoint} has {changed}: give the same")
     if settings.resume_only_model:
         return Resume(checkpoint, False, "--resume_only_model")
     if not (checkpoint / "optimizer.pt").is_file():
         return Resume(checkpoint, False, "it holds no optimizer state")
     if args.get("data_hash") != data_hash:
         return Resume(checkpoint, False, "the data differs from the checkpoint's")
-    changed = [name for name in SAME_BATCHES if name in before and before[name] != getattr(settings, name)]
-    if changed:
+    if changed := _changed(settings, before, SAME_COURSE):
         raise BadInput(
-            f"{checkpoint} was made with {', '.join(f'--{name} {before[name]}' for name in changed)}: give the "
-            "same to go on exactly, or --resume_only_model true to take its weights only"
+            f"{checkpoint} was made with {changed}: give the same to go on exactly, or --resume_only_model true to "
+            "take its weights only"
         )
-    return Resume(checkpoint, True, "same data, same settings")
+    changed = _changed(settings, before, LENGTH)
+    return Resume(checkpoint, True, f"the run had {changed}" if changed else "same data, same settings")
+
+
+def _changed(settings: SftSettings, before: dict[str, Any], names: Iterable[str]) -> str:
+    """Flags of an earlier run that are another now, with the values they had; "" for none."""
+    odd = [name for name in names if name in before and before[name] != getattr(settings, name)]
+    values = [" ".join(map(str, before[name])) if isinstance(before[name], list) else before[name] for name in odd]
+    return ", ".join(f"--{name} {value!r}" if value in ("", None) else f"--{name} {value}"
+                     for name, value in zip(odd, values, strict=True))  # fmt: skip
 
 
 def write_args(folder: Path, settings: SftSettings, facts: dict[str, Any]) -> None:
@@ -120,13 +159,3 @@ def is_main_process() -> bool:
     import os
 
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == ".lock":
-            continue
-        if path.is_dir() and (path.name.startswith("checkpoint-") or path.name == "runs"):
-            shutil.rmtree(path)
-        elif path.is_file():
-            path.unlink()

@@ -4,7 +4,7 @@ Promises: what cannot work is said before the model is loaded; every checkpoint 
 on from its last whole checkpoint with the batches and weights it would have had; files are those listed in the docs.
 """
 
-import os
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import evergreen
-from evergreen.home import digest_of, disk_failure, read_json, write_json
+from evergreen.home import digest_of, disk_failure, is_disk_error, read_json, write_json
 from evergreen.records import BadInput, Failure, Record
 from evergreen.settings import SftSettings
 from evergreen.train import output
+from evergreen.train.checkpoints import STATE_FILE, newest_checkpoint
 from evergreen.train.dataset import Encoder, encode_sources, read_sources
 
 if TYPE_CHECKING:
@@ -41,16 +42,18 @@ def run_sft(
     with output.claimed(settings) as folder:
         try:
             return _Run(settings, folder, console).train(make_penalty, replay)
-        except OSError as error:
-            raise disk_failure(error, f"training into {folder}") from error
+        except Exception as error:
+            raise _failure(error, folder) or error from error
 
 
 def check_settings(settings: SftSettings) -> None:
-    """What is missing or contradicts itself, before anything is read."""
+    """What is missing or contradicts itself, before anything is read; other frameworks' spellings become ours."""
+    _respell(settings)
     has_evaluation = settings.val_dataset or settings.split_dataset_ratio
     rules = [
         (not (settings.model or settings.adapters or settings.prev_model),
          "--model is missing (nano, a folder or a hub name)"),
+        (not settings.do_train, "--do_train false: sft trains; see evergreen eval and evergreen infer"),
         (not settings.dataset, "--dataset is missing (a file, a folder, or a name in dataset_info.json)"),
         (settings.eval_strategy in ("steps", "epoch") and not has_evaluation,
          f"--eval_strategy {settings.eval_strategy} needs data to evaluate: give --val_dataset or "
@@ -73,8 +76,18 @@ def check_settings(settings: SftSettings) -> None:
     problems = [problem for is_broken, problem in rules if is_broken]
     if problems:
         raise BadInput("; ".join(problems))
+
+
+def _respell(settings: SftSettings) -> None:
+    """LLaMA-Factory's `lora_target: all` and `q_proj,v_proj`, its qlora (lora with quantization_bit), bf16 and fp16."""
     if settings.bf16 or settings.fp16:
         settings.torch_dtype = "bfloat16" if settings.bf16 else "float16"
+    if settings.quantization_bit and settings.train_type == "lora":
+        settings.train_type = "qlora"
+    for flag in ("target_modules", "modules_to_save"):
+        names = [name.strip() for text in getattr(settings, flag) for name in text.split(",")]
+        setattr(settings, flag, ["all-linear" if name == "all" else name for name in names if name])
+    settings.target_modules = settings.target_modules or ["all-linear"]
 
 
 class _Run:
@@ -92,7 +105,6 @@ class _Run:
         checkpoint = output.find_checkpoint(self.settings)
         self.sources = read_sources(self.settings, replay)
         self._resolve(checkpoint)
-        _quiet_libraries()
         self._encode()
         self._load()
         self._say_plan()
@@ -103,6 +115,8 @@ class _Run:
         from evergreen.model import load
 
         settings = self.settings
+        if settings.prev_model and not Path(load.find_model(settings.prev_model)).is_dir():
+            raise BadInput(f"--prev_model {settings.prev_model}: no such folder; it wants an earlier run's output_dir")
         self.reference = load.resolve(settings.prev_model or settings.model, settings.adapters)
         self.base_digest = load.model_digest(self.reference.base)
         if settings.prev_model and settings.model:
@@ -121,14 +135,12 @@ class _Run:
         return self.reference.args or {}
 
     def _encode(self) -> None:
-        from transformers import AutoConfig
-
         from evergreen.model import load
         from evergreen.train.loss import can_pack
 
         place = str(self.reference.adapters[-1]) if self.reference.adapters else self.reference.base
         self.tokenizer = load.load_tokenizer(place, self.reference.base, self.settings.template)
-        self.config = AutoConfig.from_pretrained(self.reference.base)
+        self.config = load.load_config(self.reference.base)
         load.check_model_type(self.settings.model_type, self.config)
         self.unpacked = can_pack(self.config) if self.settings.packing else ""
         encoder = Encoder(self.tokenizer, self.settings, getattr(self.config, "max_position_embeddings", 1 << 30))
@@ -167,6 +179,8 @@ class _Run:
                 "yellow",
             )
         report.resume(self.resume)
+        if self.settings.resume_from_checkpoint.lower() == "true" and not self.resume:
+            report.say("resuming", f"no checkpoint in {self.folder} yet: the run starts from its first step")
         report.memory(settings, self.forecast, self.device, self.data.longest)
 
     def _make_trainer(self, penalty: Penalty | None) -> Any:
@@ -202,12 +216,15 @@ class _Run:
     def _training_arguments(self) -> "TrainingArguments":
         import torch
         from transformers import TrainingArguments
+        from transformers.training_args import OptimizerNames
 
         given = self.settings
         same = """num_train_epochs max_steps learning_rate lr_scheduler_type weight_decay adam_beta1 adam_beta2
             adam_epsilon max_grad_norm optim seed per_device_eval_batch_size logging_steps eval_steps save_strategy
-            save_steps save_total_limit report_to""".split()
+            save_steps save_total_limit save_only_model ddp_timeout report_to""".split()
         when = given.eval_strategy or ("steps" if given.eval_steps else "no")
+        if given.optim not in list(OptimizerNames):
+            raise BadInput(f"--optim {given.optim}: no such optimizer; known are {', '.join(OptimizerNames)}")
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
         return TrainingArguments(
             **{name: getattr(given, name) for name in same},
@@ -230,14 +247,28 @@ class _Run:
         """Run the loop; the mean loss of its steps."""
         import torch
 
+        output.make_room(self.settings, self.folder, [self.reference.base, *self.reference.adapters])
         self._write_args(self.folder)
         exact = self.resume and self.resume.exact
+        if exact:
+            self._check_steps_left(trainer)
         try:
             return trainer.train(resume_from_checkpoint=str(self.resume.checkpoint) if exact else None).training_loss
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self._out_of_memory(error) or error from error
         finally:
             self.progress.stop()
+
+    def _check_steps_left(self, trainer: Any) -> None:
+        """Transformers would take one step more of a run that has had them all, or too many."""
+        checkpoint, given = self.resume.checkpoint, self.settings
+        done = read_json(checkpoint / STATE_FILE)["global_step"]
+        wanted = given.max_steps
+        if wanted < 1:
+            wanted = math.ceil(len(trainer.get_train_dataloader()) * given.num_train_epochs)
+        if done > wanted:
+            raise BadInput(f"{checkpoint} has {done} steps behind it, which is more than the {wanted} wanted: raise "
+                           "--num_train_epochs or --max_steps, or name an earlier checkpoint")  # fmt: skip
 
     def _finish(self, trainer: Any, train_loss: float) -> dict[str, Any]:
         from evergreen.train import memory
@@ -327,12 +358,10 @@ class _Run:
 
     def _out_of_memory(self, error: BaseException) -> Failure | None:
         """The settings that would fit, when memory was what ran out; None for any other error."""
-        import torch
-
+        from evergreen.model.load import is_out_of_memory
         from evergreen.train import memory
 
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not is_memory:
+        if not is_out_of_memory(error):
             return None
         free = memory.available_bytes(self.device)
         fits = memory.fitting_settings(self.settings, self.forecast, free, self.data.longest)
@@ -343,12 +372,15 @@ class _Run:
         )
 
 
-def _quiet_libraries() -> None:
-    import warnings
+def _failure(error: Exception, folder: Path) -> Failure | None:
+    """Memory or disk that ran out, as one line; None for any other error."""
+    from evergreen.model.load import is_out_of_memory
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if is_out_of_memory(error):
+        return Failure("out of memory before the first step: choose --train_type qlora, a lower --lora_rank or a "
+                       "smaller model")  # fmt: skip
+    if not is_disk_error(error):
+        return None
+    kept = newest_checkpoint(folder)
+    rest = f"{kept} is whole: make room and go on with --resume_from_checkpoint true" if kept else "make room first"
+    return Failure(f"{disk_failure(error, f'training into {folder}')}; {rest}")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evergreen.chat import opening
 from evergreen.home import append_jsonl, digest_of, disk_failure, exclusive, read_jsonl, write_jsonl
 from evergreen.records import BadInput, Completion, Message, Origin, Preference, Record, Text
 from evergreen.settings import InferSettings
@@ -91,14 +92,10 @@ def read_questions(path: Path) -> Iterator[Question]:
 
 def run_digest(settings: InferSettings) -> str:
     """What an answer depends on besides its question: weights, template, system prompt, sampling."""
-    from evergreen.chat import sampling_of
-    from evergreen.model.adapters import adapter_digest
-    from evergreen.model.load import model_digest, resolve
+    from evergreen.model.load import reference_digest, resolve
 
-    found = resolve(settings.model, settings.adapters)
-    weights = [model_digest(found.base), *(adapter_digest(folder) for folder in found.adapters)]
-    system = (found.args or {}).get("system") if settings.system is None else settings.system
-    return digest_of([weights, settings.template, system, asdict(sampling_of(settings))])[:12]
+    model = reference_digest(resolve(settings.model, settings.adapters))
+    return digest_of([model, settings.template, settings.system, asdict(opening.sampling_of(settings))])[:12]
 
 
 def _check(settings: InferSettings, source: Path, target: Path, questions: Sequence[Question]) -> None:
@@ -164,9 +161,8 @@ def _unanswered(questions: Sequence[Question], answered: Counter, run: str) -> l
 
 def _answer(questions: Sequence[Question], settings: InferSettings, target: Path, run: str) -> list[Completion]:
     """Generate, and append each answer to `target` as it ends."""
-    from evergreen.chat import load_engine, sampling_of
 
-    loaded, engine = load_engine(settings)
+    loaded, engine = opening.load_engine(settings)
     prompts = [_prompt(question, engine, loaded.system) for question in questions]
     with _progress(len(questions)) as advance:
 
@@ -175,7 +171,7 @@ def _answer(questions: Sequence[Question], settings: InferSettings, target: Path
             advance()
 
         try:
-            return engine.generate(prompts, sampling_of(settings), settings.batch_size, on_done=keep)
+            return engine.generate(prompts, opening.sampling_of(settings), settings.batch_size, on_done=keep)
         except KeyboardInterrupt:
             _say(f"interrupted; what is answered is in {target}, and the same command goes on from there")
             raise

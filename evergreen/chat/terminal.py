@@ -1,4 +1,4 @@
-"""Talking to a model: a chat in the terminal, one prompt, a pipe, or (by evergreen.answers) a whole file.
+"""Talking to a model: a chat in the terminal, one prompt, a pipe, or (by chat/answers.py) a whole file.
 
 Promises: stdout carries the answers and nothing else, so that a pipe gets clean text; prompts, thoughts and hints go to
 stderr. In the chat Ctrl-C stops an answer, never the program; a full context drops the oldest turns and says so.
@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from evergreen.chat import opening
 from evergreen.home import home_dir
-from evergreen.records import BadInput, Completion, EvergreenError, Message, Sampling
+from evergreen.records import BadInput, Completion, EvergreenError, Message
 from evergreen.settings import InferSettings
 
 if TYPE_CHECKING:
     from evergreen.engine.answer import Piece
     from evergreen.engine.engine import Engine
-    from evergreen.model.load import LoadedModel
 
 HELP = """\
 /system TEXT   set the system prompt (alone: show it)
@@ -35,7 +35,7 @@ def run_infer(settings: InferSettings) -> dict:
 
     Returns what --json prints. Raises BadInput for an empty or unreadable prompt before any model is loaded."""
     if settings.infer_dataset:
-        from evergreen.answers import answer_file
+        from evergreen.chat.answers import answer_file
 
         return answer_file(settings)
     if settings.result_path:
@@ -43,47 +43,11 @@ def run_infer(settings: InferSettings) -> dict:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")
     prompt = _given_prompt(settings)
-    loaded, engine = load_engine(settings)
+    loaded, engine = opening.load_engine(settings)
     if prompt is None:
         return Chat(engine, loaded.system, settings).run(loaded.name)
     chat = Chat(engine, loaded.system, settings)
     return _document(chat.answer(prompt, cancelled=lambda: False))
-
-
-def load_engine(settings: InferSettings) -> "tuple[LoadedModel, Engine]":
-    """The model that the settings name, ready to answer."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from evergreen.engine.engine import Engine
-    from evergreen.model.load import load_model
-
-    disable_progress_bar()
-    loaded = load_model(
-        settings.model,
-        settings.adapters,
-        torch_dtype=settings.torch_dtype,
-        device=settings.device,
-        system=settings.system,
-        template=settings.template,
-    )
-    own = loaded.model.config.model_type
-    if settings.model_type and _family(settings.model_type) != _family(own):
-        raise BadInput(
-            f"--model_type {settings.model_type} contradicts {loaded.name}, which is a {own} model: leave the flag away"
-        )
-    return loaded, Engine(loaded)
-
-
-def sampling_of(settings: InferSettings) -> Sampling:
-    return Sampling(
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.repetition_penalty,
-        settings.max_new_tokens,
-        tuple(settings.stop),
-        settings.seed,
-    )
 
 
 class Chat:
@@ -93,7 +57,7 @@ class Chat:
         from rich.console import Console
 
         self.engine, self.system, self.settings = engine, system, settings
-        self.sampling = sampling_of(settings)
+        self.sampling = opening.sampling_of(settings)
         self.messages: list[Message] = []
         self.aside = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -304,8 +268,3 @@ def _piped_text() -> str:
 
 def _document(completion: Completion) -> dict:
     return {**asdict(completion), "sources": []}
-
-
-def _family(model_type: str) -> str:
-    """`qwen` of qwen, qwen2 and qwen2_5: people give any of them for the same model."""
-    return re.match(r"[a-z]*", model_type.lower())[0]
