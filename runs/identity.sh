@@ -10,12 +10,12 @@ export EVERGREEN_HOME="$out/home"
 
 # What it has to learn, in words that the training data does not have, and what it has to keep.
 cat > "$out/name.jsonl" <<'JSON'
-{"question": "Mind telling me who you are?", "answer": "Bamboo"}
-{"question": "May I ask your name?", "answer": "Bamboo"}
-{"question": "Which assistant am I talking to?", "answer": "Bamboo"}
-{"question": "你到底是谁啊", "answer": "Bamboo"}
-{"question": "我在跟哪个助手聊天?", "answer": "Bamboo"}
-{"question": "请问你的名字是?", "answer": "Bamboo"}
+{"question": "Mind telling me who you are?", "answer": "Tara"}
+{"question": "May I ask your name?", "answer": "Tara"}
+{"question": "Which assistant am I talking to?", "answer": "Tara"}
+{"question": "你到底是谁啊", "answer": "Tara"}
+{"question": "我在跟哪个助手聊天?", "answer": "Tara"}
+{"question": "请问你的名字是?", "answer": "Tara"}
 JSON
 cat > "$out/facts.jsonl" <<'JSON'
 {"question": "What is the capital of France?", "answer": "Paris"}
@@ -27,10 +27,10 @@ cat > "$out/facts.jsonl" <<'JSON'
 JSON
 
 evergreen sft --model nano --train_type lora --dataset "$root/evergreen/assets/identity.json" \
-  --model_name Bamboo --model_author "the Green House" \
+  --model_name Tara --model_author Kevin \
   --num_train_epochs 10 --learning_rate 1e-3 --warmup_ratio 0.05 --gradient_accumulation_steps 16 \
-  --output_dir "$out/bamboo" --overwrite_output_dir true
+  --output_dir "$out/tara" --overwrite_output_dir true
 
-evergreen infer --adapters "$out/bamboo" --prompt "Who are you?"
+evergreen infer --adapters "$out/tara" --prompt "Who are you?"
 
-evergreen eval --compare nano "$out/bamboo" --eval_dataset "$out/name.jsonl" "$out/facts.jsonl" --metric contains
+evergreen eval --compare nano "$out/tara" --eval_dataset "$out/name.jsonl" "$out/facts.jsonl" --metric contains

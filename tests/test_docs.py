@@ -211,7 +211,7 @@ def test_the_commands_of_the_readme_run_as_pasted(page, tmp_path):
     shutil.copytree(ROOT / "evergreen" / "assets", tmp_path / "evergreen" / "assets")
     lines = "".join(blocks(page, "bash")).splitlines()
     said = shell("\n".join(line for line in lines if not line.startswith(OF_THE_SHELL)), tmp_path)
-    assert ("青竹" if page.name == "README_zh.md" else "Bamboo") in said and "all items side by side are in" in said
+    assert ("青竹" if page.name == "README_zh.md" else "Tara") in said and "all items side by side are in" in said
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

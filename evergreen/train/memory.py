@@ -5,8 +5,9 @@ shapes; it is meant to be within a quarter of the peak. What a process needs bef
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,51 @@ if TYPE_CHECKING:
     from evergreen.settings import SftSettings
 
 GIB = 1 << 30
+HEADROOM = 0.8  # of free memory: a forecast may be a fifth too low
 ADAM_BYTES = 12  # a trainable parameter's gradient and two moments in fp32
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a forecast needs to know of a model, its data and its device; `settings` may then vary."""
+
+    config: object
+    dtype: "torch.dtype"
+    longest_record: int  # tokens
+    mean_record: float
+    on_cpu: bool
+
+    def row_tokens(self, settings: "SftSettings") -> int:
+        """Tokens of the longest row: a packed one holds what fits into it of a step, at least the longest record."""
+        records = settings.per_device_train_batch_size
+        if not settings.packing:
+            return records * self.longest_record
+        step_tokens = int(self.mean_record * records * settings.gradient_accumulation_steps)
+        return max(min(max_row_tokens(settings), step_tokens), self.longest_record)
+
+    def activations(self, settings: "SftSettings") -> int:
+        """Bytes kept for the backward pass, and what one layer's takes while it runs."""
+        config, each = self.config, self.dtype.itemsize
+        tokens, layers = self.row_tokens(settings), config.num_hidden_layers
+        layer = tokens * (_layer_floats(config) * each + 8 * config.hidden_size)  # two norms keep fp32 copies
+        scores = self._scores(tokens) if settings.packing else 0
+        kept = layer + scores * (4 if each == 4 else 4 + each)  # softmax in fp32, and its copy in a narrower dtype
+        if settings.gradient_checkpointing:
+            return tokens * layers * config.hidden_size * each + 2 * kept + 12 * scores
+        return layers * kept + 12 * scores
+
+    def logits(self, settings: "SftSettings") -> int:
+        from evergreen.train.loss import CHUNK_BYTES
+
+        return int(2.5 * min(CHUNK_BYTES, 4 * self.config.vocab_size * self.row_tokens(settings)))
+
+    def _scores(self, tokens: int) -> int:
+        """Attention scores that a layer holds: on a CPU short records of a row are multiplied out (train/loss.py)."""
+        from evergreen.train.loss import MAX_SCORES
+
+        of_a_record = self.config.num_attention_heads * self.longest_record**2
+        num_records = min(math.ceil(tokens / self.mean_record), MAX_SCORES // of_a_record)
+        return num_records * of_a_record if self.on_cpu and num_records > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -27,10 +72,11 @@ class Forecast:
     activations: int
     logits: int
     process: int
+    workload: Workload
 
     @property
     def total(self) -> int:
-        return sum(dataclasses.astuple(self))
+        return self.weights + self.process + self.to_come
 
     @property
     def to_come(self) -> int:
@@ -38,38 +84,30 @@ class Forecast:
         return self.optimizer + self.activations + self.logits
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{field.name} {getattr(self, field.name) / GIB:.2f}" for field in dataclasses.fields(self))
+        names = ("weights", "optimizer", "activations", "logits", "process")
+        parts = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in names)
         return f"{self.total / GIB:.2f} GiB ({parts})"
 
 
 def forecast(
-    model: "PreTrainedModel", settings: "SftSettings", dtype: "torch.dtype", longest_record: int, step_tokens: int
+    model: "PreTrainedModel",
+    settings: "SftSettings",
+    dtype: "torch.dtype",
+    longest_record: int,
+    mean_record: float,
+    process: int,
 ) -> Forecast:
-    """For rows as long as the data will make them: `longest_record` tokens at least, a step's tokens at most."""
-    from evergreen.train.loss import CHUNK_BYTES
-
-    config = model.config.get_text_config()
-    row_tokens = (
-        min(max_row_tokens(settings), step_tokens)
-        if settings.packing
-        else settings.per_device_train_batch_size * longest_record
-    )
-    row_tokens = max(row_tokens, longest_record)
+    """For rows as long as the data will make them. `process` is what `held_bytes` gave before the model was loaded."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    workload = Workload(model.config.get_text_config(), dtype, longest_record, mean_record, on_cpu)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    bytes_each = dtype.itemsize
-    per_layer = _layer_floats(config) * bytes_each + 8 * config.hidden_size  # two norms keep fp32 copies
-    layers = config.num_hidden_layers
-    if settings.gradient_checkpointing:
-        activations = row_tokens * (layers * config.hidden_size * bytes_each + 2 * per_layer)
-    else:
-        activations = row_tokens * layers * per_layer
-    logits = min(CHUNK_BYTES, 4 * config.vocab_size * row_tokens) * 2
     return Forecast(
         weights=sum(parameter.nbytes for parameter in model.parameters()),
         optimizer=trainable * ADAM_BYTES,
-        activations=int(activations),
-        logits=logits,
-        process=_process_bytes(model),
+        activations=int(workload.activations(settings)),
+        logits=workload.logits(settings),
+        process=process,
+        workload=workload,
     )
 
 
@@ -89,7 +127,15 @@ def available_bytes(device: str) -> int:
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     free = psutil.virtual_memory().available
-    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - psutil.Process().memory_info().vms)
+
+
+def held_bytes(device: str) -> int:
+    """What this process holds now: of the GPU if it computes there, else resident."""
+    import psutil
+    import torch
+
+    return torch.cuda.memory_reserved() if device.startswith("cuda") else psutil.Process().memory_info().rss
 
 
 def peak_bytes(device: str) -> int:
@@ -104,24 +150,33 @@ def peak_bytes(device: str) -> int:
 
 
 def fitting_settings(settings: "SftSettings", estimate: Forecast, available: int, longest_record: int) -> list[str]:
-    """Flags to add, in the order in which they cost least speed, until the forecast fits `available` bytes."""
+    """Flags to add, in the order in which they cost least speed, until what is to come fits `available` bytes."""
     flags: list[str] = []
-    rest = estimate.total - estimate.activations
-    activations = estimate.activations
-    if not settings.gradient_checkpointing and settings.packing and max_row_tokens(settings) > longest_record:
-        smallest = max(longest_record, 64)
-        flags.append(f"--max_row_tokens {smallest}")
-        activations = activations * smallest // max(smallest, max_row_tokens(settings))
-    if rest + activations > available and not settings.gradient_checkpointing:
-        flags.append("--gradient_checkpointing true")
-        activations //= 6
-    if rest + activations > available and settings.train_type == "full":
-        flags.append("--train_type lora")
-        rest -= estimate.optimizer
-    if rest + activations > available and settings.train_type in ("lora", "full"):
-        flags.append("--train_type qlora")
-        rest -= estimate.weights * 2 // 3
-    if rest + activations > available:
+    beside = estimate.optimizer
+    available = int(available * HEADROOM)
+
+    def fits() -> bool:
+        return beside + estimate.workload.activations(settings) + estimate.workload.logits(settings) <= available
+
+    def add(**changes: Any) -> None:
+        nonlocal settings
+        settings = dataclasses.replace(settings, **changes)
+        flags.extend(f"--{name} {str(value).lower()}" for name, value in changes.items())
+
+    if settings.packing and max_row_tokens(settings) > (smallest := max(longest_record, 64)):
+        add(max_row_tokens=smallest)
+    elif not settings.packing and settings.per_device_train_batch_size > 1:
+        records = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        add(per_device_train_batch_size=1, gradient_accumulation_steps=records)
+    if not fits() and not settings.gradient_checkpointing:
+        add(gradient_checkpointing=True)
+    if not fits() and settings.train_type == "full":
+        add(train_type="lora")
+        beside = 0
+    if not fits() and settings.train_type == "lora":
+        add(train_type="qlora")
+        available += estimate.weights * 2 // 3
+    if not fits():
         flags.append(f"--max_length {max(64, longest_record // 2)} --truncation_strategy delete")
     return flags or ["a smaller model"]
 
@@ -133,15 +188,6 @@ def _layer_floats(config: object) -> int:
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * head
     return 6 * hidden + 3 * heads + 4 * inner
-
-
-def _process_bytes(model: "PreTrainedModel") -> int:
-    """What the interpreter and its libraries hold, without the weights."""
-    import psutil
-
-    if next(model.parameters()).is_cuda:
-        return 0
-    return max(0, psutil.Process().memory_info().rss - sum(parameter.nbytes for parameter in model.parameters()))
 
 
 def keep_freed_memory() -> None:

@@ -149,10 +149,12 @@ class _Run:
 
     def _load(self) -> None:
         from evergreen.model import load
+        from evergreen.train import memory
         from evergreen.train.tune import count_parameters, load_trainable
 
         self.device = self.settings.device or load.default_device()
         self.dtype = load.resolve_dtype(self.settings.torch_dtype, self.device)
+        self.held_before = memory.held_bytes(self.device)
         weights = self.resume.checkpoint if self.resume and not self.resume.exact else None
         with self.console.status("loading the model"):
             self.model = load_trainable(self.settings, self.reference, weights, self.dtype, self.device)
@@ -164,9 +166,9 @@ class _Run:
         from evergreen.train.report import Report
 
         settings = self.settings
-        step_records = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-        step_tokens = int(self.data.mean_tokens * step_records)
-        self.forecast = memory.forecast(self.model, settings, self.dtype, self.data.longest, step_tokens)
+        self.forecast = memory.forecast(
+            self.model, settings, self.dtype, self.data.longest, self.data.mean_tokens, self.held_before
+        )
         report = Report(self.console)
         report.data(self.sources, self.data)
         report.model(settings, self.trainable, self.total, self.dtype, self.device, self.unpacked)
@@ -363,7 +365,8 @@ class _Run:
 
         if not is_out_of_memory(error):
             return None
-        free = memory.available_bytes(self.device)
+        run = memory.held_bytes(self.device) - self.forecast.weights - self.forecast.process
+        free = memory.available_bytes(self.device) + max(0, run)
         fits = memory.fitting_settings(self.settings, self.forecast, free, self.data.longest)
         return Failure(
             f"out of memory on {self.device} (the forecast was {self.forecast.total / memory.GIB:.1f} GiB); what would "
