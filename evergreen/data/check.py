@@ -135,10 +135,11 @@ def print_report(report: Report, max_findings: int = 50, console: Any = None) ->
             table.add_row(kind, str(len(found)), escape(places))
     console.print(table if report.findings else f"{report.rows} rows, nothing found")
     for kind, found in kinds.items():
-        for finding in found[:max_findings]:
+        shown = min(max_findings, 3) if kind == "placeholder" else max_findings  # information, not a fault
+        for finding in found[:shown]:
             console.print(f"[bold]{kind}[/] {escape(_where(finding))}  {escape(finding.detail)}", soft_wrap=True)
-        if len(found) > max_findings:
-            console.print(f"[bold]{kind}[/] {len(found) - max_findings} more (--max_findings, --json)")
+        if len(found) > shown:
+            console.print(f"[bold]{kind}[/] {len(found) - shown} more (--json lists all)")
 
 
 def split_of(path: Path) -> str:

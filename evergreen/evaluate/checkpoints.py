@@ -135,7 +135,8 @@ def checkpoint_folders(folder: Path) -> dict[str, tuple[int, Path]]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and path.name != "training_args.bin")
+    names = ("adapter_model", "model", "pytorch_model")  # optimizer.pt and training_args.bin are no weights
+    return sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and path.name.startswith(names))
 
 
 def _same_weights(left: Path, right: Path) -> bool:

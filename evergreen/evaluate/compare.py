@@ -146,6 +146,8 @@ def conclusion(overall: Comparison, a: Version, b: Version) -> str:
     needed = statistics.items_needed(difference, SEEN_POINTS)
     seen = f"no difference between {a.name} and {b.name} can be seen with {_items(difference.n)}"
     measured = f"{points(abs(difference.mean))} points for {better.name}, 95%: {span(low, high)}"
+    if needed is None and difference.mean:
+        return f"{seen} ({measured}): every item differs alike, and they are too few to tell."
     if needed is None:
         return f"{seen}: they score the same on every one (95%: {span(low, high)} points)."
     if needed <= difference.n:

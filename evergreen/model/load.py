@@ -332,12 +332,15 @@ def _args_of(folder: Path) -> dict | None:
 
 def _check_base(adapter: Path, base: str) -> None:
     """Refuse an adapter of another base: by digest where both are known, else by the config's shape when it loads."""
-    recorded = (_args_of(adapter) or {}).get("base_digest")
-    if recorded and Path(base).is_dir() and recorded != model_digest(base):
-        raise BadInput(
-            f"{adapter} was trained on {(_args_of(adapter) or {}).get('base')}, which is not the model at {base}: "
-            "leave --model away to use its own base, or train a new adapter"
-        )
+    args = _args_of(adapter) or {}
+    if not Path(base).is_dir() or args.get("base_digest") in (None, model_digest(base)):
+        return
+    if Path(args.get("base", "")).resolve() == Path(base).resolve():
+        raise BadInput(f"{adapter} was trained on {base}, which has changed since: train a new adapter")
+    raise BadInput(
+        f"{adapter} was trained on {args.get('base')}, which is not the model at {base}: "
+        "leave --model away to use its own base, or train a new adapter"
+    )
 
 
 def _check_files(base: str) -> None:

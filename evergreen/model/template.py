@@ -105,7 +105,7 @@ def encode(
         return Encoded(tuple(ids), (True,) * len(ids))
     if not isinstance(record, Conversation):
         raise BadInput(
-            f"{record.origin}: a {type(record).__name__.lower()} record cannot be trained by sft; see evergreen dpo"
+            f"{record.origin}: a {type(record).__name__.lower()} record cannot be trained by sft"
         )
     turns = [i for i, message in enumerate(record.messages) if message.role == "assistant" and message.trained]
     if not turns:

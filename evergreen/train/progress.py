@@ -39,12 +39,14 @@ class ProgressCallback(TrainerCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
+            disable=not self.console.is_terminal,  # in a file the lines of each log step say it
         )
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
         self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.loop_seconds = time.monotonic() - self.started
+        control.should_log = control.should_log or state.global_step == state.max_steps
         if self.is_main:
             self.bar.update(self.task, completed=state.global_step)
 

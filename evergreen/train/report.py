@@ -1,5 +1,6 @@
 """What a run says: the plan before the first step, and the result after the last."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -57,8 +58,10 @@ class Report:
         """One short record with its targets in green, so that a wrong mask is seen at once."""
         record = min(data.train, key=lambda record: abs(len(record.ids) - 40))
         text = Text("example    ")
-        for token, target in list(zip(record.ids, record.is_target, strict=True))[:80]:
-            text.append(data.encoder.tokenizer.decode([token]).replace("\n", "⏎"), style="green" if target else "dim")
+        shown = list(zip(record.ids, record.is_target, strict=True))[:80]
+        for is_target, run in itertools.groupby(shown, key=lambda pair: pair[1]):
+            words = data.encoder.tokenizer.decode([token for token, _ in run]).replace("\n", "⏎")
+            text.append(words, style="green" if is_target else "dim")
         self.console.print(text, soft_wrap=True)
 
     def model(

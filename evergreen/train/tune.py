@@ -34,9 +34,9 @@ def load_trainable(
         # bitsandbytes on a CPU cannot train Qwen2's biased projections unless the base is frozen first
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     chain = [*reference.adapters[:-1], weights] if weights else list(reference.adapters)
-    if chain:
-        return adapters.attach(model, chain, trainable=True)
     layers = learning_layers(settings, model.config)
+    if chain:
+        return _freeze_layers(adapters.attach(model, chain, trainable=True), layers)
     return adapters.add_lora(
         model,
         rank=settings.lora_rank,
@@ -87,6 +87,15 @@ def learning_layers(settings: SftSettings, config: Any) -> set[int] | None:
     if not learning:
         raise BadInput("--freeze_layers and --trainable_layers leave no layer that learns")
     return learning
+
+
+def _freeze_layers(model: "PreTrainedModel", layers: set[int] | None) -> "PreTrainedModel":
+    """An adapter that is trained further learns in `layers` only; what it holds of the others stays."""
+    if layers is not None:
+        for i, block in enumerate(_decoder_layers(model)):
+            if i not in layers:
+                block.requires_grad_(False)
+    return model
 
 
 def _load_weights(
