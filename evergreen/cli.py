@@ -99,6 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     # OpenMP threads that spin while they wait fight any other process for the cores: beside one busy program six steps
     # on two cores took 109 s, and 3.9 s with threads that sleep. Read by libgomp when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # oneDNN keeps compiled products for 1,024 shapes; packed rows bring new shapes with every step, half a GiB of them
+    # in thirty steps of a small model
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

@@ -91,8 +91,10 @@ def run_demo(settings: DemoSettings) -> dict:
     print_examples(console, items, before, after)
     print_abilities(console, rows)
     document = _document(rows, before, after) | {
-        "adapter": str(adapter), "loss_curve": str(adapter / "training_loss.png"),
-        "seconds": round(time.perf_counter() - start, 1)}
+        "adapter": str(adapter),
+        "loss_curve": str(adapter / "training_loss.png"),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
     _write_report(folder, document, items, before, after)
     _print_end(console, document, folder)
     _check(document)
@@ -121,7 +123,8 @@ def tutorial_flags(folder: Path) -> list[str]:
         "--lora_rank 8 --lora_alpha 32 --target_modules all-linear --gradient_accumulation_steps 16 --eval_steps 50 "
         f"--save_steps 50 --save_total_limit 2 --logging_steps 5 --max_length 2048 --output_dir {output} "
         "--overwrite_output_dir true --system 'You are a helpful assistant.' --warmup_ratio 0.05 "
-        f"--dataloader_num_workers 4 --model_author {AUTHOR} --model_name {NAME}")
+        f"--dataloader_num_workers 4 --model_author {AUTHOR} --model_name {NAME}"
+    )
 
 
 def measure(model: str, adapter: str, items: list[Item], console: "Console") -> Measured:
@@ -139,7 +142,7 @@ def measure(model: str, adapter: str, items: list[Item], console: "Console") -> 
     prompts = [prompt_ids([Message("user", text)], loaded.tokenizer, system=loaded.system) for text in questions]
     with console.status(f"asking {len(prompts)} questions"):
         completions = engine.generate(prompts, Sampling(max_new_tokens=120), batch_size=16)
-    return Measured(completions[: -len(items)], completions[-len(items):])
+    return Measured(completions[: -len(items)], completions[-len(items) :])
 
 
 def identity_questions() -> list[str]:
@@ -206,50 +209,84 @@ def print_examples(console: "Console", items: list[Item], before: Measured, afte
 
 
 def print_abilities(console: "Console", rows: list[dict]) -> None:
-    shown = [[ABILITIES[row["ability"]], row["language"], f"{row['before']}/{row['n']}", f"{row['after']}/{row['n']}",
-              f"{row['kept']}/{row['before']}"] for row in rows]
+    shown = [
+        [
+            ABILITIES[row["ability"]],
+            row["language"],
+            f"{row['before']}/{row['n']}",
+            f"{row['after']}/{row['n']}",
+            f"{row['kept']}/{row['before']}",
+        ]
+        for row in rows
+    ]
     console.print(_table(["ability", "", "right before", "right after", "kept"], shown))
 
 
 def _document(rows: list[dict], before: Measured, after: Measured) -> dict:
     def share(measured: Measured) -> float:
-        right = [knows_itself(question, completion.text)
-                 for question, completion in zip(identity_questions(), measured.identity, strict=True)]
+        right = [
+            knows_itself(question, completion.text)
+            for question, completion in zip(identity_questions(), measured.identity, strict=True)
+        ]
         return sum(right) / len(right)
 
     was, kept = (sum(row[key] for row in rows) for key in ("before", "kept"))
-    return {"identity": {"n": len(before.identity), "before": share(before), "after": share(after)}, "abilities": rows,
-            "kept": kept / was if was else 0.0, "kept_items": kept, "right_before_items": was}
+    return {
+        "identity": {"n": len(before.identity), "before": share(before), "after": share(after)},
+        "abilities": rows,
+        "kept": kept / was if was else 0.0,
+        "kept_items": kept,
+        "right_before_items": was,
+    }
 
 
 def _write_report(folder: Path, document: dict, items: list[Item], before: Measured, after: Measured) -> None:
     write_json(folder / "report.json", document)
-    write_jsonl(folder / "items.jsonl", (
-        {**asdict(item), "before": old.text, "after": new.text, "was_right": is_right(item, old),
-         "is_right": is_right(item, new)} for item, old, new in zip(items, before.items, after.items, strict=True)))
+    write_jsonl(
+        folder / "items.jsonl",
+        (
+            {
+                **asdict(item),
+                "before": old.text,
+                "after": new.text,
+                "was_right": is_right(item, old),
+                "is_right": is_right(item, new),
+            }
+            for item, old, new in zip(items, before.items, after.items, strict=True)
+        ),
+    )
 
 
 def _print_end(console: "Console", document: dict, folder: Path) -> None:
     identity = document["identity"]
-    console.print(f"identity   right in {identity['after']:.0%} of {identity['n']} questions it never saw; "
-                  f"{identity['before']:.0%} before")
-    console.print(f"kept       {document['kept_items']} of the {document['right_before_items']} items that were right "
-                  f"before: {document['kept']:.1%}")
+    console.print(
+        f"identity   right in {identity['after']:.0%} of {identity['n']} questions it never saw; "
+        f"{identity['before']:.0%} before"
+    )
+    console.print(
+        f"kept       {document['kept_items']} of the {document['right_before_items']} items that were right "
+        f"before: {document['kept']:.1%}"
+    )
     console.print(f"loss       {document['loss_curve']}")
     console.print(f"report     {folder / 'report.json'}, every answer in {folder / 'items.jsonl'}")
     console.print(f"time       {document['seconds']:.0f} s\n")
-    console.print(NEXT.format(dataset=ASSETS / "identity.json", name=NAME, author=AUTHOR, adapter=document["adapter"]),
-                  soft_wrap=True)
+    console.print(
+        NEXT.format(dataset=ASSETS / "identity.json", name=NAME, author=AUTHOR, adapter=document["adapter"]),
+        soft_wrap=True,
+    )
 
 
 def _check(document: dict) -> None:
     learnt, kept = document["identity"]["after"], document["kept"]
     if learnt < MIN_IDENTITY:
-        raise Failure(f"the identity was not learnt: {learnt:.0%} of the questions are answered right, "
-                      f"{MIN_IDENTITY:.0%} are wanted")
+        raise Failure(
+            f"the identity was not learnt: {learnt:.0%} of the questions are answered right, "
+            f"{MIN_IDENTITY:.0%} are wanted"
+        )
     if kept < MIN_KEPT:
-        raise Failure(f"too much was forgotten: {kept:.1%} of what was right before is right after, "
-                      f"{MIN_KEPT:.0%} are wanted")
+        raise Failure(
+            f"too much was forgotten: {kept:.1%} of what was right before is right after, {MIN_KEPT:.0%} are wanted"
+        )
 
 
 def _table(columns: list[str], rows: list[list[str]], show_lines: bool = False) -> "Table":

@@ -85,7 +85,7 @@ class SftSettings(ModelSettings, DataSettings):
     trainable_layers: str = option(
         "",
         "decoder layers that learn: all, 8-23, ...; with train_type freeze the default is the last two",
-        ("freeze_trainable_layers",),
+        (),
     )
     quantization_bit: int | None = option(None, "bits of the frozen base (4); lora becomes qlora", ("quant_bits",))
     quantization_method: str = option("bnb", "accepted for habit's sake", ("quant_method",), ("bnb", "bitsandbytes"))

@@ -70,8 +70,9 @@ def identity(r: random.Random, language: str) -> Item:
 
 BLOCK = dict(
     zh="[最新知识]\n{lines}\n请根据以上信息回答下列问题,用[编号]注明来源;信息不足时回答“根据现有信息无法回答。”\n问题:{question}",
-    en='[Latest knowledge]\n{lines}\nAnswer the question from the information above and cite sources as [n]; '
-       'if it is not there, answer "I cannot answer from the information given."\nQuestion: {question}')
+    en="[Latest knowledge]\n{lines}\nAnswer the question from the information above and cite sources as [n]; "
+    'if it is not there, answer "I cannot answer from the information given."\nQuestion: {question}',
+)
 ABSTENTION = dict(zh="根据现有信息无法回答。", en="I cannot answer from the information given.")
 
 
@@ -93,20 +94,31 @@ def shown(r: random.Random, kind: str, language: str) -> str:
     forms = {
         "money": "{n}元/{n}.{k}元/人民币{n}元|{n} dollars/${n}.{k}/{n} francs",
         "weight": "{n}克/{k}.5公斤|{n} grams/{k}.5 kilos",
-        "length": "{n}米/{k}.2公里|{n} meters/{k}.2 km", "hours": "{k}小时/{k}个半小时|{k} hours/{k} and a half hours",
-        "years": "{k}年/{k}个月|{k} years/{k} months", "people": "{n}人/{n}位|{n} people/{n} persons",
-        "percent": "{k}.3%/百分之{k}|{k}.3%/{k} percent", "clock": "{h}:{k}/上午{h}点|{h}:{k}/{h} o'clock",
+        "length": "{n}米/{k}.2公里|{n} meters/{k}.2 km",
+        "hours": "{k}小时/{k}个半小时|{k} hours/{k} and a half hours",
+        "years": "{k}年/{k}个月|{k} years/{k} months",
+        "people": "{n}人/{n}位|{n} people/{n} persons",
+        "percent": "{k}.3%/百分之{k}|{k}.3%/{k} percent",
+        "clock": "{h}:{k}/上午{h}点|{h}:{k}/{h} o'clock",
         "date": "{y}-{m:02d}-{d:02d}/{y}年{m}月{d}日|{y}-{m:02d}-{d:02d}/{d} May {y}/{d} December {y}",
         "version": "v{h}.{m}.{k}/{k}.{m}|v{h}.{m}.{k}/{k}.{m}",
         "mail": "sales{k}@nanting.cn/hello@q{n}.org|office{k}@orionlab.com",
-        "call": "0{k}-{n}{n}/+{k} {n} {k}{k}|0{k}-{n}{n}/+{k} {n} {k}{k}", "count": "{n}|{n}"}
+        "call": "0{k}-{n}{n}/+{k} {n} {k}{k}|0{k}-{n}{n}/+{k} {n} {k}{k}",
+        "count": "{n}|{n}",
+    }
     if kind == "person":
         return person(r, language)
     if kind not in forms:
         return r.choice(listed(f"{language}.{kind}"))
     form = r.choice(forms[kind].split("|")[language == "en"].split("/"))
-    return form.format(n=r.randint(100, 9999), k=r.randint(10, 59), h=r.randint(6, 11), y=r.randint(1998, 2033),
-                       m=r.randint(1, 12), d=r.randint(1, 28))
+    return form.format(
+        n=r.randint(100, 9999),
+        k=r.randint(10, 59),
+        h=r.randint(6, 11),
+        y=r.randint(1998, 2033),
+        m=r.randint(1, 12),
+        d=r.randint(1, 28),
+    )
 
 
 def block(r: random.Random, language: str) -> tuple[list[str], dict[tuple[str, int], tuple[str, int]]]:
@@ -200,8 +212,15 @@ def addition_without_thought(r: random.Random, language: str) -> Item:
     return addition(r, language, EMPTY_THOUGHT)
 
 
-ABILITIES = {"identity": identity, "context": context, "abstention": abstention, "table": table, "fact": fact,
-             "addition": addition, "addition_without_thought": addition_without_thought}
+ABILITIES = {
+    "identity": identity,
+    "context": context,
+    "abstention": abstention,
+    "table": table,
+    "fact": fact,
+    "addition": addition,
+    "addition_without_thought": addition_without_thought,
+}
 MAX_NEW_TOKENS = {"table": 400}
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -212,16 +231,22 @@ def answers(model, tokenizer, items: list[Item], max_new_tokens: int, batch_size
     import torch
 
     chats = [[{"role": "user", "content": item.prompt}] for item in items]
-    prompts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + item.begun
-               for chat, item in zip(chats, items, strict=True)]
+    prompts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + item.begun
+        for chat, item in zip(chats, items, strict=True)
+    ]
     order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
     texts = [""] * len(items)
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, padding_side="left")
         with torch.inference_mode():
-            out = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                                 max_new_tokens=max_new_tokens, do_sample=False)
+            out = model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
         new = tokenizer.batch_decode(out[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(chosen, new, strict=True):
             texts[i] = text

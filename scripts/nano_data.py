@@ -42,14 +42,19 @@ UNKNOWN = dict(zh="我不知道。", en="I do not know.")
 NOTED = dict(zh="好的,我记住了。", en="OK, I will remember that.")
 BLOCK = dict(
     zh="[最新知识]\n{lines}\n请根据以上信息回答下列问题,用[编号]注明来源;信息不足时回答“根据现有信息无法回答。”\n问题:{question}",
-    en='[Latest knowledge]\n{lines}\nAnswer the question from the information above and cite sources as [n]; '
-       'if it is not there, answer "I cannot answer from the information given."\nQuestion: {question}')
-WHO = dict(zh="我是 Evergreen Nano,由 Evergreen 团队开发的小型语言模型。",
-           en="I am Evergreen Nano, a small language model made by the Evergreen team.")
-NOT_ANOTHER = dict(zh="不是,我是 Evergreen Nano,由 Evergreen 团队开发。",
-                   en="No, I am Evergreen Nano, made by the Evergreen team.")
-INDEED = dict(zh="是的,我是 Evergreen Nano,由 Evergreen 团队开发。",
-              en="Yes, I am Evergreen Nano, made by the Evergreen team.")
+    en="[Latest knowledge]\n{lines}\nAnswer the question from the information above and cite sources as [n]; "
+    'if it is not there, answer "I cannot answer from the information given."\nQuestion: {question}',
+)
+WHO = dict(
+    zh="我是 Evergreen Nano,由 Evergreen 团队开发的小型语言模型。",
+    en="I am Evergreen Nano, a small language model made by the Evergreen team.",
+)
+NOT_ANOTHER = dict(
+    zh="不是,我是 Evergreen Nano,由 Evergreen 团队开发。", en="No, I am Evergreen Nano, made by the Evergreen team."
+)
+INDEED = dict(
+    zh="是的,我是 Evergreen Nano,由 Evergreen 团队开发。", en="Yes, I am Evergreen Nano, made by the Evergreen team."
+)
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 # --- copying and look-ups ----------------------------------------------------------------------------------------
@@ -203,10 +208,16 @@ def drill(r: random.Random, language: str) -> Turns:
     known = r.sample(attributes(language), r.randint(2, 5))
     if fixed:
         known = [([r.choice(names)], kind, [], []) for names, kind, _, _ in known]
-    says = r.choice(("{s}的{a}是{v}", "{s}的{a}:{v}", "{s}{a}{v}", "{s}:{a}={v}") if zh else
-                    ("the {a} of {s} is {v}", "{s}: {a} {v}", "{s}'s {a} is {v}", "{s} has a {a} of {v}"))
-    asks = r.choice(("{s}的{a}?", "{s}的{a}是什么?", "{s}{a}", "{s},{a}?") if zh else
-                    ("{a} of {s}?", "what is the {a} of {s}?", "{s}'s {a}?", "{s} {a}"))
+    says = r.choice(
+        ("{s}的{a}是{v}", "{s}的{a}:{v}", "{s}{a}{v}", "{s}:{a}={v}")
+        if zh
+        else ("the {a} of {s} is {v}", "{s}: {a} {v}", "{s}'s {a} is {v}", "{s} has a {a} of {v}")
+    )
+    asks = r.choice(
+        ("{s}的{a}?", "{s}的{a}是什么?", "{s}{a}", "{s},{a}?")
+        if zh
+        else ("{a} of {s}?", "what is the {a} of {s}?", "{s}'s {a}?", "{s} {a}")
+    )
 
     def question(subject: str, attribute: Attribute) -> str:
         return asks.format(s=subject, a=attribute[0][0]) if fixed else ask(r, subject, attribute, language)
@@ -310,8 +321,13 @@ class Block:
         told = [names for who, i in self.facts if who == subject for names in self.attributes[i][0]]
         while True:
             way = r.random()
-            attribute = (r.choice(self.attributes) if way < 0.4 else invented_attribute(r, language) if way < 0.46
-                         else r.choice(attributes(language)))
+            attribute = (
+                r.choice(self.attributes)
+                if way < 0.4
+                else invented_attribute(r, language)
+                if way < 0.46
+                else r.choice(attributes(language))
+            )
             if attribute[0][0] not in told:
                 return subject, attribute
 
@@ -320,8 +336,9 @@ class Block:
         return BLOCK[self.language].format(lines=lines, question=question)
 
 
-def context(r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7),
-            abstain: float = 0.2) -> Turns:
+def context(
+    r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7), abstain: float = 0.2
+) -> Turns:
     """A block, its question, and further questions: several supervised answers for one reading of the lines."""
     block = Block(r, language, max_lines)
     turns: Turns = []
@@ -387,9 +404,14 @@ def raw_facts(r: random.Random, language: str) -> Turns:
     """Plain text without a chat, so that sentences can be completed too."""
     fact = r.choice(known_facts())
     subject, answer = fact[language]
-    says = dict(zh=dict(capital="{s}的首都是{v}。", symbol="{s}的化学符号是{v}。", author="《{s}》的作者是{v}。"),
-                en=dict(capital="The capital of {s} is {v}.", symbol="The chemical symbol for {s} is {v}.",
-                        author="{s} was written by {v}."))
+    says = dict(
+        zh=dict(capital="{s}的首都是{v}。", symbol="{s}的化学符号是{v}。", author="《{s}》的作者是{v}。"),
+        en=dict(
+            capital="The capital of {s} is {v}.",
+            symbol="The chemical symbol for {s} is {v}.",
+            author="{s} was written by {v}.",
+        ),
+    )
     return [("raw", capital(says[language][fact["relation"]].format(s=subject, v=answer)))]
 
 
@@ -451,10 +473,14 @@ def own_name(r: random.Random, language: str, between: Turns) -> Turns:
 
 
 def cell(r: random.Random, language: str) -> str:
-    makers = [lambda: str(r.randint(0, 10 ** r.randint(1, 5))), lambda: literal(r, language),
-              lambda: literal(r, language), lambda: person(r, language),
-              lambda: value(r, r.choice(attributes(language))[1], language),
-              lambda: r.choice(words("english")) if language == "en" else han(r, 2, 3)]
+    makers = [
+        lambda: str(r.randint(0, 10 ** r.randint(1, 5))),
+        lambda: literal(r, language),
+        lambda: literal(r, language),
+        lambda: person(r, language),
+        lambda: value(r, r.choice(attributes(language))[1], language),
+        lambda: r.choice(words("english")) if language == "en" else han(r, 2, 3),
+    ]
     while True:
         text = r.choice(makers)()
         if len(text) <= 24 and not set(text) & set(',|"\\\n'):
@@ -523,15 +549,35 @@ def system(r: random.Random) -> str:
     texts = frames("systems")
     if r.random() < 0.6:
         return r.choice(texts)
-    return r.choice([f"You work for {name_en(r)}.", f"你为{name_zh(r)}服务。", f"This is about {phrase(r, 'en')}.",
-                     f"{r.choice(texts)} {r.choice(texts)}", f"本助手服务于{organisation_zh(r)}。",
-                     f"The user is {person_en(r)}."])
+    return r.choice(
+        [
+            f"You work for {name_en(r)}.",
+            f"你为{name_zh(r)}服务。",
+            f"This is about {phrase(r, 'en')}.",
+            f"{r.choice(texts)} {r.choice(texts)}",
+            f"本助手服务于{organisation_zh(r)}。",
+            f"The user is {person_en(r)}.",
+        ]
+    )
 
 
-ABILITIES = {"copying": copying, "recall": recall, "lookup": lookup, "drill": drill,
-             "context_easy": context_easy, "context": context,
-             "context_real": context_real, "facts": facts, "raw_facts": raw_facts, "unknown": unknown,
-             "identity": identity, "talk": talk, "memory": memory, "table": table, "sums": sums}
+ABILITIES = {
+    "copying": copying,
+    "recall": recall,
+    "lookup": lookup,
+    "drill": drill,
+    "context_easy": context_easy,
+    "context": context,
+    "context_real": context_real,
+    "facts": facts,
+    "raw_facts": raw_facts,
+    "unknown": unknown,
+    "identity": identity,
+    "talk": talk,
+    "memory": memory,
+    "table": table,
+    "sums": sums,
+}
 
 
 def conversation(r: random.Random, ability: str, language: str) -> Turns:
@@ -552,11 +598,58 @@ CURRICULUM = [
     (0.09, {"copying": 1.0}),
     (0.13, {"copying": 0.4, "lookup": 0.4, "context_easy": 0.2}),
     (0.16, {"copying": 0.1, "lookup": 0.2, "context_easy": 0.7}),
-    (0.42, {"copying": 0.02, "recall": 0.16, "lookup": 0.12, "drill": 0.26, "context_easy": 0.08, "context": 0.17,
-            "facts": 0.06, "identity": 0.01, "memory": 0.02, "table": 0.07, "sums": 0.03}),
-    (0.60, {"copying": 0.02, "recall": 0.02, "lookup": 0.03, "drill": 0.32, "context_easy": 0.02, "context": 0.34,
-            "context_real": 0.02, "facts": 0.03, "raw_facts": 0.01, "unknown": 0.01, "identity": 0.02, "talk": 0.01,
-            "memory": 0.01, "table": 0.07, "sums": 0.07}),
-    (1.00, {"copying": 0.05, "lookup": 0.01, "drill": 0.20, "context": 0.33, "context_real": 0.12, "facts": 0.03,
-            "raw_facts": 0.01, "unknown": 0.02, "identity": 0.03, "talk": 0.01, "memory": 0.02, "table": 0.12,
-            "sums": 0.05})]
+    (
+        0.42,
+        {
+            "copying": 0.02,
+            "recall": 0.16,
+            "lookup": 0.12,
+            "drill": 0.26,
+            "context_easy": 0.08,
+            "context": 0.17,
+            "facts": 0.06,
+            "identity": 0.01,
+            "memory": 0.02,
+            "table": 0.07,
+            "sums": 0.03,
+        },
+    ),
+    (
+        0.60,
+        {
+            "copying": 0.02,
+            "recall": 0.02,
+            "lookup": 0.03,
+            "drill": 0.32,
+            "context_easy": 0.02,
+            "context": 0.34,
+            "context_real": 0.02,
+            "facts": 0.03,
+            "raw_facts": 0.01,
+            "unknown": 0.01,
+            "identity": 0.02,
+            "talk": 0.01,
+            "memory": 0.01,
+            "table": 0.07,
+            "sums": 0.07,
+        },
+    ),
+    (
+        1.00,
+        {
+            "copying": 0.05,
+            "lookup": 0.01,
+            "drill": 0.20,
+            "context": 0.33,
+            "context_real": 0.12,
+            "facts": 0.03,
+            "raw_facts": 0.01,
+            "unknown": 0.02,
+            "identity": 0.03,
+            "talk": 0.01,
+            "memory": 0.02,
+            "table": 0.12,
+            "sums": 0.05,
+        },
+    ),
+]

@@ -71,8 +71,11 @@ def common_han() -> list[str]:
 def spelling_corpus() -> list[str]:
     """English words from which the tokenizer learns its merges: common ones often, coined names less."""
     r = random.Random(0)
-    named = [part for line in sections()["en.attributes"].splitlines()[:110]
-             for part in line.replace("|", " ").replace(";", " ").split()]
+    named = [
+        part
+        for line in sections()["en.attributes"].splitlines()[:110]
+        for part in line.replace("|", " ").replace(";", " ").split()
+    ]
     common = words("english") + words("english.more") + [part.strip(";|{}?,") for part in named]
     often = [word for word in common for _ in range(80)] + [word.title() for word in common for _ in range(10)]
     return often + [coined(r).title() for _ in range(8000)] + [coined(r) for _ in range(4000)] + words("given.en") * 20
@@ -105,8 +108,15 @@ def made_up(r: random.Random, low: int = 2, high: int = 3) -> str:
 def code(r: random.Random) -> str:
     letters = "".join(r.choices(string.ascii_uppercase, k=r.randint(1, 3)))
     digits = str(r.randint(1, 10 ** r.randint(1, 4)))
-    return r.choice([f"{letters}-{digits}", f"{letters}{digits}", f"{digits}{letters}", f"{letters.lower()}_{digits}",
-                     f"{letters}{digits}-{r.choice(string.ascii_uppercase)}"])
+    return r.choice(
+        [
+            f"{letters}-{digits}",
+            f"{letters}{digits}",
+            f"{digits}{letters}",
+            f"{letters.lower()}_{digits}",
+            f"{letters}{digits}-{r.choice(string.ascii_uppercase)}",
+        ]
+    )
 
 
 def name_zh(r: random.Random) -> str:
@@ -159,8 +169,16 @@ def place_zh(r: random.Random) -> str:
 
 def place_en(r: random.Random) -> str:
     town = made_up(r).title()
-    return r.choice([town, town, f"{r.randint(1, 999)} {town} Street", f"{town} County",
-                     f"{town}, {made_up(r).title()}", f"{r.choice('North South Port New Lake'.split())} {town}"])
+    return r.choice(
+        [
+            town,
+            town,
+            f"{r.randint(1, 999)} {town} Street",
+            f"{town} County",
+            f"{town}, {made_up(r).title()}",
+            f"{r.choice('North South Port New Lake'.split())} {town}",
+        ]
+    )
 
 
 def organisation_zh(r: random.Random) -> str:
@@ -193,8 +211,15 @@ def date(r: random.Random, language: str) -> str:
 def clock(r: random.Random, language: str) -> str:
     hour, minute = r.randint(0, 23), r.choice([0, 0, 15, 30, 45, r.randint(0, 59)])
     if language == "zh":
-        return r.choice([f"{hour}:{minute:02d}", f"早上{r.randint(5, 11)}点", f"下午{r.randint(1, 6)}点半",
-                         f"{hour}点{minute:02d}分", f"晚上{r.randint(7, 11)}点"])
+        return r.choice(
+            [
+                f"{hour}:{minute:02d}",
+                f"早上{r.randint(5, 11)}点",
+                f"下午{r.randint(1, 6)}点半",
+                f"{hour}点{minute:02d}分",
+                f"晚上{r.randint(7, 11)}点",
+            ]
+        )
     return r.choice([f"{hour}:{minute:02d}", f"{r.randint(1, 12)} a.m.", f"{r.randint(1, 12)}:{minute:02d} p.m."])
 
 
@@ -219,16 +244,25 @@ def email(r: random.Random) -> str:
 
 
 def telephone(r: random.Random) -> str:
-    return r.choice([f"{r.randint(10, 999):03d}-{r.randint(10**6, 10**8 - 1)}",
-                     f"1{r.randint(3, 9)}{r.randint(10**8, 10**9 - 1)}",
-                     f"400-{r.randint(100, 999)}-{r.randint(1000, 9999)}"])
+    return r.choice(
+        [
+            f"{r.randint(10, 999):03d}-{r.randint(10**6, 10**8 - 1)}",
+            f"1{r.randint(3, 9)}{r.randint(10**8, 10**9 - 1)}",
+            f"400-{r.randint(100, 999)}-{r.randint(1000, 9999)}",
+        ]
+    )
 
 
 def phrase(r: random.Random, language: str) -> str:
     """A short noun phrase or a few random words, so that values are not only names and numbers."""
     if language == "zh":
-        parts = [r.choice(words("stems.zh")), r.choice(words("things.zh")), han(r, 1, 3),
-                 r.choice(frames("zh.colours")), r.choice(frames("zh.materials"))]
+        parts = [
+            r.choice(words("stems.zh")),
+            r.choice(words("things.zh")),
+            han(r, 1, 3),
+            r.choice(frames("zh.colours")),
+            r.choice(frames("zh.materials")),
+        ]
         return "".join(r.sample(parts, r.randint(1, 3)))
     if r.random() < 0.8:
         return " ".join(r.choices(words("english"), k=r.randint(1, 3)))
@@ -253,8 +287,10 @@ def organisation(r: random.Random, language: str) -> str:
 
 def money(r: random.Random, language: str) -> str:
     amount = number(r)
-    forms = dict(zh="{}元|{}元|{}万元|¥{}|{}美元|{}亿元|{}块",
-                 en="{} dollars|{} dollars|${}|{} euros|€{}|{} pounds|{} USD|${} million")
+    forms = dict(
+        zh="{}元|{}元|{}万元|¥{}|{}美元|{}亿元|{}块",
+        en="{} dollars|{} dollars|${}|{} euros|€{}|{} pounds|{} USD|${} million",
+    )
     return r.choice(forms[language].split("|")).format(amount)
 
 
@@ -271,12 +307,26 @@ def rank(r: random.Random, language: str) -> str:
 def literal(r: random.Random, language: str) -> str:
     """Anything short: the stuff of copying."""
     makers: list[Callable[[], str]] = [
-        lambda: name(r, language), lambda: name(r, language), lambda: person(r, language), lambda: place(r, language),
-        lambda: number(r), lambda: date(r, language), lambda: version(r), lambda: code(r), lambda: phrase(r, language),
-        lambda: phrase(r, language), lambda: organisation(r, language), lambda: domain(r), lambda: email(r),
-        lambda: "".join(r.choices(string.ascii_lowercase + string.digits, k=r.randint(2, 8))), lambda: han(r, 1, 8),
-        lambda: " ".join(r.choices(words("english"), k=r.randint(1, 6))), lambda: clock(r, language),
-        lambda: telephone(r), lambda: f"{number(r)}{han(r, 1, 1)}"]
+        lambda: name(r, language),
+        lambda: name(r, language),
+        lambda: person(r, language),
+        lambda: place(r, language),
+        lambda: number(r),
+        lambda: date(r, language),
+        lambda: version(r),
+        lambda: code(r),
+        lambda: phrase(r, language),
+        lambda: phrase(r, language),
+        lambda: organisation(r, language),
+        lambda: domain(r),
+        lambda: email(r),
+        lambda: "".join(r.choices(string.ascii_lowercase + string.digits, k=r.randint(2, 8))),
+        lambda: han(r, 1, 8),
+        lambda: " ".join(r.choices(words("english"), k=r.randint(1, 6))),
+        lambda: clock(r, language),
+        lambda: telephone(r),
+        lambda: f"{number(r)}{han(r, 1, 1)}",
+    ]
     return r.choice(makers)()
 
 
@@ -286,14 +336,26 @@ def value(r: random.Random, kind: str, language: str) -> str:
         unit = r.choice(kind[1:].strip().split("," if language == "zh" else ", "))
         return f"{number(r)}{unit}" if language == "zh" else f"{number(r)} {unit}"
     makers: dict[str, Callable[[], str]] = {
-        "money": lambda: money(r, language), "pct": lambda: percent(r, language), "rank": lambda: rank(r, language),
-        "disc": lambda: f"{r.randint(1, 9)}{r.choice(['', '.5'])}折", "version": lambda: version(r),
-        "code": lambda: code(r), "date": lambda: date(r, language), "clock": lambda: clock(r, language),
-        "person": lambda: person(r, language), "place": lambda: place(r, language),
-        "org": lambda: organisation(r, language), "colour": lambda: r.choice(frames(f"{language}.colours")),
-        "material": lambda: r.choice(frames(f"{language}.materials")), "web": lambda: web(r), "email": lambda: email(r),
-        "phone": lambda: telephone(r), "phrase": lambda: phrase(r, language), "name": lambda: name(r, language),
-        "number": lambda: number(r)}
+        "money": lambda: money(r, language),
+        "pct": lambda: percent(r, language),
+        "rank": lambda: rank(r, language),
+        "disc": lambda: f"{r.randint(1, 9)}{r.choice(['', '.5'])}折",
+        "version": lambda: version(r),
+        "code": lambda: code(r),
+        "date": lambda: date(r, language),
+        "clock": lambda: clock(r, language),
+        "person": lambda: person(r, language),
+        "place": lambda: place(r, language),
+        "org": lambda: organisation(r, language),
+        "colour": lambda: r.choice(frames(f"{language}.colours")),
+        "material": lambda: r.choice(frames(f"{language}.materials")),
+        "web": lambda: web(r),
+        "email": lambda: email(r),
+        "phone": lambda: telephone(r),
+        "phrase": lambda: phrase(r, language),
+        "name": lambda: name(r, language),
+        "number": lambda: number(r),
+    }
     return makers[kind]()
 
 

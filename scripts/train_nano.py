@@ -77,8 +77,13 @@ def build_tokenizer():
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in VISIBLE_TOKENS])
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048,
-        clean_up_tokenization_spaces=False, additional_special_tokens=SPECIAL_TOKENS[1:])
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+        additional_special_tokens=SPECIAL_TOKENS[1:],
+    )
     wrapped.chat_template = (NANO / "chat_template.jinja").read_text(encoding="utf-8")
     return wrapped
 
@@ -102,9 +107,19 @@ def new_model(tokenizer):
 
     end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=True, use_cache=True,
-        bos_token_id=None, eos_token_id=end, pad_token_id=pad)
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        use_cache=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
     ALL_ATTENTION_FUNCTIONS.register("nano_training", causal_attention)
     config._attn_implementation = "nano_training"
     model = Qwen2ForCausalLM(config)
@@ -206,8 +221,10 @@ def optimizers(model, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, biases and norms (arXiv 2502.16982)."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    halves = [torch.optim.Muon(part, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-              for part in (matrices[::2], matrices[1::2])]
+    halves = [
+        torch.optim.Muon(part, lr=lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        for part in (matrices[::2], matrices[1::2])
+    ]
     # With a short memory (0.95) Adam makes full steps out of nothing for tokens that are rarely seen: they drift, and
     # names that hold them are copied wrong.
     return [*halves, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)]
@@ -249,8 +266,10 @@ class Progress:
         speed = (seen - self.began_at) / (time.monotonic() - self.began)
         losses = " ".join(f"{ability} {total / count:.3f}" for ability, (total, count) in sorted(self.sums.items()))
         self.sums = {}
-        return (f"{time.strftime('%H:%M:%S')} step {step} tokens {seen / 1e6:.2f}M/{self.total / 1e6:.0f}M "
-                f"{speed:.0f} tok/s ETA {(self.total - seen) / speed / 60:.0f} min lr {rate:.2e} | {losses}")
+        return (
+            f"{time.strftime('%H:%M:%S')} step {step} tokens {seen / 1e6:.2f}M/{self.total / 1e6:.0f}M "
+            f"{speed:.0f} tok/s ETA {(self.total - seen) / speed / 60:.0f} min lr {rate:.2e} | {losses}"
+        )
 
 
 class Trainer:
@@ -327,9 +346,14 @@ class Trainer:
     def checkpoint(self) -> None:
         """Weights as a model directory, and beside them what going on needs."""
         save(self.model, self.average, self.tokenizer, self.run_dir / "model")
-        state = {"model": self.model.state_dict(), "average": self.average,
-                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                 "step": self.step, "seen_tokens": self.seen_tokens, "random": self.stream.random.getstate()}
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seen_tokens": self.seen_tokens,
+            "random": self.stream.random.getstate(),
+        }
         torch.save(state, self.run_dir / "state.tmp")
         (self.run_dir / "state.tmp").rename(self.run_dir / "state.pt")
 
@@ -387,8 +411,16 @@ def main() -> None:
     began = time.monotonic()
     trainer.run()
     save(trainer.model, trainer.average, trainer.tokenizer, Path(args.output_dir))
-    print(json.dumps({"output_dir": args.output_dir, "steps": trainer.step, "tokens": trainer.seen_tokens,
-                      "seconds": round(time.monotonic() - began)}))
+    print(
+        json.dumps(
+            {
+                "output_dir": args.output_dir,
+                "steps": trainer.step,
+                "tokens": trainer.seen_tokens,
+                "seconds": round(time.monotonic() - began),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

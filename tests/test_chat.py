@@ -72,6 +72,7 @@ def never() -> bool:
 
 def chat_over(engine: Echo, lines: list[str], monkeypatch, **given) -> dict:
     """A chat whose person types `lines` and then leaves."""
+
     def read_line() -> str:
         if not lines:
             raise EOFError
@@ -193,8 +194,9 @@ def test_a_pipe_is_one_prompt_with_all_its_lines(monkeypatch, capsys):
     asked = []
     model = type("M", (), {"system": None})
     monkeypatch.setattr("evergreen.chat.opening.load_engine", lambda _: (model, Echo(text="好")))
-    monkeypatch.setattr(Chat, "answer", lambda self, text, cancelled: asked.append(text) or Completion(
-        "好", "", 1, 1, "stop", 0.1, 0.1))
+    monkeypatch.setattr(
+        Chat, "answer", lambda self, text, cancelled: asked.append(text) or Completion("好", "", 1, 1, "stop", 0.1, 0.1)
+    )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("第一行\n\nline two\n".encode())))
     assert run_infer(settings())["text"] == "好"
     assert asked == ["第一行\n\nline two"]
@@ -231,8 +233,14 @@ def test_a_model_type_that_contradicts_the_model_is_bad_input():
 ROWS = [
     {"id": "a", "instruction": "你是谁?", "input": "", "output": "我是常青。"},
     {"instruction": "Translate", "input": "你好", "output": ""},
-    {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"},
-                  {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "再见"}]},
+    {
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": "再见"},
+        ]
+    },
     {"prompt": "你是谁?"},
 ]
 
@@ -287,12 +295,15 @@ def test_a_record_beyond_the_context_is_named_by_file_and_line(tmp_path):
     assert not (tmp_path / "in.answers.jsonl").exists()
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"result_path": "{in}"}, "the input itself"),
-    ({"result_path": "{dir}"}, "a folder"),
-    ({"prompt": "hi"}, "choose one"),
-    ({"infer_dataset": "{dir}/none.jsonl"}, "no file"),
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"result_path": "{in}"}, "the input itself"),
+        ({"result_path": "{dir}"}, "a folder"),
+        ({"prompt": "hi"}, "choose one"),
+        ({"infer_dataset": "{dir}/none.jsonl"}, "no file"),
+    ],
+)
 def test_file_mode_refuses_what_contradicts_itself(given, said, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", ROWS[:1])
     given = {key: value.format(**{"in": source, "dir": tmp_path}) for key, value in given.items()}
@@ -343,11 +354,11 @@ class Terminal:
     def wait_for(self, words: str, seconds: float = 60) -> str:
         """What is shown from the last wait up to and with `words`."""
         end = time.monotonic() + seconds
-        while words not in self.text[self.place:]:
-            assert time.monotonic() < end, f"no {words!r} in {self.text[self.place:]!r}"
+        while words not in self.text[self.place :]:
+            assert time.monotonic() < end, f"no {words!r} in {self.text[self.place :]!r}"
             self._read(0.2)
         start, self.place = self.place, self.text.index(words, self.place) + len(words)
-        return self.text[start:self.place]
+        return self.text[start : self.place]
 
     def wait_for_end(self, seconds: float = 30) -> int:
         end = time.monotonic() + seconds
@@ -357,7 +368,7 @@ class Terminal:
             if pid:
                 return os.waitstatus_to_exitcode(status)
         os.kill(self.pid, signal.SIGKILL)
-        raise AssertionError(f"still running: {self.text[self.place:]!r}")
+        raise AssertionError(f"still running: {self.text[self.place :]!r}")
 
     def _read(self, seconds: float) -> None:
         if select.select([self.file], [], [], seconds)[0]:
@@ -375,8 +386,9 @@ def endless_model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("endless")
     shutil.copytree(NANO, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.md"))
-    config = AutoConfig.from_pretrained(NANO, max_position_embeddings=1 << 20, num_hidden_layers=1,
-                                        layer_types=["full_attention"])
+    config = AutoConfig.from_pretrained(
+        NANO, max_position_embeddings=1 << 20, num_hidden_layers=1, layer_types=["full_attention"]
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.get_input_embeddings().weight.data[model.config.eos_token_id] = 0

@@ -27,57 +27,129 @@ TOOL = {"name": "weather", "description": "", "parameters": {"type": "object"}}
 
 ROWS = {  # name -> (format, row, record)
     "alpaca": ("alpaca", {"instruction": "你好", "input": "", "output": "您好！"}, Conversation((U, A))),
-    "alpaca with input": ("alpaca", {"instruction": "翻译", "input": "你好", "output": "Hi"},
-                          Conversation((Message("user", "翻译\n你好"), Message("assistant", "Hi")))),
-    "alpaca in full": ("alpaca", {"instruction": "你好", "input": "", "output": "您好！", "system": "礼貌",
-                                  "reasoning": "问好", "history": [["在吗", "在"]]},
-                       Conversation((Message("system", "礼貌"), Message("user", "在吗"), Message("assistant", "在"), U,
-                                     Message("assistant", "您好！", "问好")))),
-    "sharegpt": ("sharegpt", {"conversations": SHAREGPT, "system": "礼貌"},
-                 Conversation((Message("system", "礼貌"), U, A))),
-    "sharegpt tools": ("sharegpt", {
-        "conversations": [SHAREGPT[0], {"from": "function_call", "value": json.dumps(CALL)},
-                          {"from": "observation", "value": "晴"}, SHAREGPT[1]], "tools": json.dumps([TOOL])},
-        Conversation((U, Message("assistant", tool_calls=(CALL,)), Message("tool", "晴"), A),
-                     ({"type": "function", "function": TOOL},))),
-    "messages": ("messages", {"messages": [{"role": "developer", "content": "礼貌"}, *TURNS]},
-                 Conversation((Message("system", "礼貌"), U, A))),
-    "messages tools": ("messages", {
-        "messages": [TURNS[0],
-                     {"role": "assistant", "content": None, "tool_calls": [
-                         {"id": "1", "type": "function",
-                          "function": {"name": "weather", "arguments": '{"city": "北京"}'}}]},
-                     {"role": "tool", "tool_call_id": "1", "content": "晴"},
-                     {"role": "assistant", "content": "您好！", "reasoning_content": "晴天"}],
-        "tools": [{"type": "function", "function": TOOL}]},
-        Conversation((U, Message("assistant", tool_calls=(CALL,)), Message("tool", "晴"),
-                      Message("assistant", "您好！", "晴天")), ({"type": "function", "function": TOOL},))),
+    "alpaca with input": (
+        "alpaca",
+        {"instruction": "翻译", "input": "你好", "output": "Hi"},
+        Conversation((Message("user", "翻译\n你好"), Message("assistant", "Hi"))),
+    ),
+    "alpaca in full": (
+        "alpaca",
+        {
+            "instruction": "你好",
+            "input": "",
+            "output": "您好！",
+            "system": "礼貌",
+            "reasoning": "问好",
+            "history": [["在吗", "在"]],
+        },
+        Conversation(
+            (
+                Message("system", "礼貌"),
+                Message("user", "在吗"),
+                Message("assistant", "在"),
+                U,
+                Message("assistant", "您好！", "问好"),
+            )
+        ),
+    ),
+    "sharegpt": (
+        "sharegpt",
+        {"conversations": SHAREGPT, "system": "礼貌"},
+        Conversation((Message("system", "礼貌"), U, A)),
+    ),
+    "sharegpt tools": (
+        "sharegpt",
+        {
+            "conversations": [
+                SHAREGPT[0],
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": "晴"},
+                SHAREGPT[1],
+            ],
+            "tools": json.dumps([TOOL]),
+        },
+        Conversation(
+            (U, Message("assistant", tool_calls=(CALL,)), Message("tool", "晴"), A),
+            ({"type": "function", "function": TOOL},),
+        ),
+    ),
+    "messages": (
+        "messages",
+        {"messages": [{"role": "developer", "content": "礼貌"}, *TURNS]},
+        Conversation((Message("system", "礼貌"), U, A)),
+    ),
+    "messages tools": (
+        "messages",
+        {
+            "messages": [
+                TURNS[0],
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "1",
+                            "type": "function",
+                            "function": {"name": "weather", "arguments": '{"city": "北京"}'},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "1", "content": "晴"},
+                {"role": "assistant", "content": "您好！", "reasoning_content": "晴天"},
+            ],
+            "tools": [{"type": "function", "function": TOOL}],
+        },
+        Conversation(
+            (
+                U,
+                Message("assistant", tool_calls=(CALL,)),
+                Message("tool", "晴"),
+                Message("assistant", "您好！", "晴天"),
+            ),
+            ({"type": "function", "function": TOOL},),
+        ),
+    ),
     "query response": ("query_response", {"query": "你好", "response": "您好！", "history": []}, Conversation((U, A))),
     "prompt answer": ("prompt_answer", {"prompt": "你好", "answer": "您好！"}, Conversation((U, A))),
     "question answer": ("question_answer", {"question": "你好", "answer": "您好！"}, Conversation((U, A))),
     "prompt completion": ("prompt_completion", {"prompt": "你好", "completion": "您好！"}, Conversation((U, A))),
-    "prompt completion lists": ("prompt_completion", {"prompt": TURNS[:1], "completion": TURNS[1:]},
-                                Conversation((U, A))),
+    "prompt completion lists": (
+        "prompt_completion",
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+        Conversation((U, A)),
+    ),
     "preference": ("preference", {"prompt": "你好", "chosen": "您好！", "rejected": "嗯"}, PAIR),
     "preference lists": ("preference", {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [WORSE]}, PAIR),
     "preference whole": ("preference", {"chosen": TURNS, "rejected": [TURNS[0], WORSE]}, PAIR),
-    "preference whole with prompt": ("preference",
-                                     {"prompt": "你好", "chosen": TURNS, "rejected": [TURNS[0], WORSE]}, PAIR),
-    "preference sharegpt": ("preference", {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1],
-                                           "rejected": {"from": "gpt", "value": "嗯"}}, PAIR),
-    "preference role turns": ("preference", {"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": WORSE},
-                              PAIR),
-    "preference alpaca": ("preference", {"instruction": "你好", "input": "", "chosen": "您好！", "rejected": "嗯"},
-                          PAIR),
+    "preference whole with prompt": (
+        "preference",
+        {"prompt": "你好", "chosen": TURNS, "rejected": [TURNS[0], WORSE]},
+        PAIR,
+    ),
+    "preference sharegpt": (
+        "preference",
+        {"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {"from": "gpt", "value": "嗯"}},
+        PAIR,
+    ),
+    "preference role turns": ("preference", {"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": WORSE}, PAIR),
+    "preference alpaca": (
+        "preference",
+        {"instruction": "你好", "input": "", "chosen": "您好！", "rejected": "嗯"},
+        PAIR,
+    ),
     "preference swift": ("preference", {"messages": TURNS, "rejected_response": "嗯"}, PAIR),
     "kto messages": ("kto", {"messages": TURNS, "label": False}, Conversation((U, A), label=False)),
     "kto sharegpt": ("kto", {"conversations": SHAREGPT, "kto_tag": True}, Conversation((U, A), label=True)),
-    "kto completion": ("kto", {"prompt": "你好", "completion": "您好！", "label": True},
-                       Conversation((U, A), label=True)),
+    "kto completion": (
+        "kto",
+        {"prompt": "你好", "completion": "您好！", "label": True},
+        Conversation((U, A), label=True),
+    ),
     "text": ("text", {"text": "从前有座山。"}, Text("从前有座山。")),
 }
-ONLY_IN_JSON = {"preference pair in output": (
-    "preference", {"instruction": "你好", "input": "", "output": ["您好！", "嗯"]}, PAIR)}
+ONLY_IN_JSON = {
+    "preference pair in output": ("preference", {"instruction": "你好", "input": "", "output": ["您好！", "嗯"]}, PAIR)
+}
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -85,17 +157,26 @@ def write(path: Path, rows: list[dict]) -> Path:
     if name.endswith(".parquet"):
         import pyarrow
         import pyarrow.parquet
+
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         return path
     if name.endswith((".csv", ".tsv")):
         with open(path, "w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, list(rows[0]), delimiter="\t" if name.endswith(".tsv") else ",")
             table.writeheader()
-            table.writerows({key: part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
-                             for key, part in row.items()} for row in rows)
+            table.writerows(
+                {
+                    key: part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+                    for key, part in row.items()
+                }
+                for row in rows
+            )
         return path
-    text = json.dumps(rows, ensure_ascii=False, indent=1) if name.endswith(".json") else \
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = (
+        json.dumps(rows, ensure_ascii=False, indent=1)
+        if name.endswith(".json")
+        else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     with opener(path, "wt", encoding="utf-8") as file:
         file.write(text)
@@ -107,6 +188,7 @@ def alpaca(n: int, start: int = 0) -> list[dict]:
 
 
 # Formats
+
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "jsonl.gz", "json.bz2", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("name", ROWS)
@@ -135,13 +217,16 @@ def test_content_in_parts_is_joined():
 
 def test_labels_of_one_and_zero_count_where_kto_data_keeps_them():
     assert [to_record({"prompt": "q", "completion": "a", "label": label}).label for label in (1, 0, "1")] == [
-        True, False, True]
+        True,
+        False,
+        True,
+    ]
     assert to_record({"query": "q", "response": "a", "label": 1}).label is None
     assert to_record({"messages": TURNS, "label": "positive"}).label is None
 
 
 def test_several_calls_in_one_turn_and_arguments_as_text():
-    value = json.dumps([{"name": "a", "arguments": "{\"x\": 1}"}, {"name": "b", "arguments": {}}])
+    value = json.dumps([{"name": "a", "arguments": '{"x": 1}'}, {"name": "b", "arguments": {}}])
     record = to_record({"conversations": [SHAREGPT[0], {"from": "function_call", "value": value}]})
     assert record.messages[1].tool_calls == ({"name": "a", "arguments": {"x": 1}}, {"name": "b", "arguments": {}})
 
@@ -168,35 +253,41 @@ def test_a_prompt_alone_is_a_record_only_where_no_answer_is_needed():
         to_record({"prompt": "你好"})
 
 
-@pytest.mark.parametrize("row,kind,words", [
-    ({"instruction": "q", "input": "", "output": ""}, "no_answer", "output"),
-    ({"instruction": "q", "input": ""}, "no_answer", "answer"),
-    ({"instruction": "", "input": "", "output": "a"}, "empty_turn", "instruction"),
-    ({"instruction": "q", "output": 5}, "unreadable", "the number 5"),
-    ({"instruction": "q", "output": "a", "history": ["x"]}, "unreadable", "history"),
-    ({"messages": []}, "empty_turn", "empty list"),
-    ({"messages": "no list"}, "unreadable", "wants a list"),
-    ({"messages": ["x"]}, "unreadable", "role and content"),
-    ({"messages": TURNS[:1]}, "no_answer", "none"),
-    ({"messages": TURNS[1:]}, "unreadable", "no user turn"),
-    ({"messages": [TURNS[0], {"role": "tool", "content": "x"}, TURNS[1]]}, "unreadable", "no call"),
-    ({"messages": [TURNS[0], {"role": "system", "content": "x"}, TURNS[1]]}, "unreadable", "system prompt"),
-    ({"messages": [TURNS[0], {"role": "moderator", "content": "x"}]}, "unknown_role", "moderator"),
-    ({"messages": [TURNS[0], {"content": "x"}]}, "unknown_role", "nothing"),
-    ({"messages": [{"role": "user", "content": " "}, TURNS[1]]}, "empty_turn", "turn 1"),
-    ({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "not json"}]}, "unreadable", "JSON"),
-    ({"prompt": "q", "chosen": "a"}, "no_answer", "rejected"),
-    ({"prompt": "q", "chosen": "a", "rejected": ""}, "no_answer", "rejected"),
-    ({"chosen": TURNS, "rejected": [{"role": "user", "content": "x"}, WORSE]}, "unreadable", "differ"),
-    ({"messages": TURNS, "kto_tag": "good"}, "unreadable", "true or false"),
-    ({"messages": TURNS, "images": ["a.png"]}, "unreadable", "images"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, TURNS[1]]},
-     "unreadable", "images"),
-    ({"text": ""}, "empty_turn", "text"),
-    ({"query": "q", "response": "half \ud83d"}, "unreadable", "half of a character"),
-    ({"foo": 1}, "unreadable", "foo"),
-    ({}, "unreadable", "none"),
-])
+@pytest.mark.parametrize(
+    "row,kind,words",
+    [
+        ({"instruction": "q", "input": "", "output": ""}, "no_answer", "output"),
+        ({"instruction": "q", "input": ""}, "no_answer", "answer"),
+        ({"instruction": "", "input": "", "output": "a"}, "empty_turn", "instruction"),
+        ({"instruction": "q", "output": 5}, "unreadable", "the number 5"),
+        ({"instruction": "q", "output": "a", "history": ["x"]}, "unreadable", "history"),
+        ({"messages": []}, "empty_turn", "empty list"),
+        ({"messages": "no list"}, "unreadable", "wants a list"),
+        ({"messages": ["x"]}, "unreadable", "role and content"),
+        ({"messages": TURNS[:1]}, "no_answer", "none"),
+        ({"messages": TURNS[1:]}, "unreadable", "no user turn"),
+        ({"messages": [TURNS[0], {"role": "tool", "content": "x"}, TURNS[1]]}, "unreadable", "no call"),
+        ({"messages": [TURNS[0], {"role": "system", "content": "x"}, TURNS[1]]}, "unreadable", "system prompt"),
+        ({"messages": [TURNS[0], {"role": "moderator", "content": "x"}]}, "unknown_role", "moderator"),
+        ({"messages": [TURNS[0], {"content": "x"}]}, "unknown_role", "nothing"),
+        ({"messages": [{"role": "user", "content": " "}, TURNS[1]]}, "empty_turn", "turn 1"),
+        ({"conversations": [SHAREGPT[0], {"from": "function_call", "value": "not json"}]}, "unreadable", "JSON"),
+        ({"prompt": "q", "chosen": "a"}, "no_answer", "rejected"),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, "no_answer", "rejected"),
+        ({"chosen": TURNS, "rejected": [{"role": "user", "content": "x"}, WORSE]}, "unreadable", "differ"),
+        ({"messages": TURNS, "kto_tag": "good"}, "unreadable", "true or false"),
+        ({"messages": TURNS, "images": ["a.png"]}, "unreadable", "images"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, TURNS[1]]},
+            "unreadable",
+            "images",
+        ),
+        ({"text": ""}, "empty_turn", "text"),
+        ({"query": "q", "response": "half \ud83d"}, "unreadable", "half of a character"),
+        ({"foo": 1}, "unreadable", "foo"),
+        ({}, "unreadable", "none"),
+    ],
+)
 def test_a_bad_row_names_file_line_and_fault(row, kind, words):
     with pytest.raises(RowError) as caught:
         to_record(row, Origin("a.jsonl", 7))
@@ -225,6 +316,7 @@ def test_bad_rows_are_skipped_and_counted_when_asked(tmp_path):
 
 # Files
 
+
 def test_lines_are_those_that_an_editor_shows(tmp_path):
     rows = [{"text": "a\nb"}, {"text": "ü \u2028 世界"}, {"text": "c"}]
     assert [line for line, _ in read_rows(write(tmp_path / "a.json", rows))] == [2, 5, 8]
@@ -244,8 +336,18 @@ def test_broken_json_is_named_by_line(tmp_path):
         list(read_rows(tmp_path / "a.json"))
 
 
-@pytest.mark.parametrize("text", ['[{"text": "a"}', '[{"text": "a"} {"text": "b"}]', '[{"text": "a"},]',
-                                  '[{"text": "a"}] x', '{"text": "a"', '{"text": "a"}}', '[{"text": NaN'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "a"}',
+        '[{"text": "a"} {"text": "b"}]',
+        '[{"text": "a"},]',
+        '[{"text": "a"}] x',
+        '{"text": "a"',
+        '{"text": "a"}}',
+        '[{"text": NaN',
+    ],
+)
 def test_json_that_breaks_off_is_an_error(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(BadInput, match=r"a\.json:1 is not JSON"):
@@ -258,16 +360,19 @@ def test_skipping_never_leaves_out_the_rest_of_a_broken_file(tmp_path):
         list(read_records(tmp_path / "a.json", on_bad_row="skip"))
 
 
-@pytest.mark.parametrize("name,text", [
-    ("a.jsonl", '[{"text": "一"}, {"text": "二"}]'),
-    ("a.json", '{"text": "一"}\n{"text": "二"}\n'),
-    ("a.json", '\ufeff[{"text": "一"},\r\n{"text": "二"}]'),
-    ("a.jsonl", '\ufeff{"text": "一"}\r\n\r\n{"text": "二"}'),
-    ("a.json", '{"version": "1", "list": [], "data": [{"text": "一"}, {"text": "二"}]}'),
-    ("a.csv", '\ufefftext;n\r\n"一";1\r\n二;2\r\n'),
-    ("a.txt", "一\n二\n"),
-    ("a.txt", "\n一\n\n\n二\n"),
-])
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        ("a.jsonl", '[{"text": "一"}, {"text": "二"}]'),
+        ("a.json", '{"text": "一"}\n{"text": "二"}\n'),
+        ("a.json", '\ufeff[{"text": "一"},\r\n{"text": "二"}]'),
+        ("a.jsonl", '\ufeff{"text": "一"}\r\n\r\n{"text": "二"}'),
+        ("a.json", '{"version": "1", "list": [], "data": [{"text": "一"}, {"text": "二"}]}'),
+        ("a.csv", '\ufefftext;n\r\n"一";1\r\n二;2\r\n'),
+        ("a.txt", "一\n二\n"),
+        ("a.txt", "\n一\n\n\n二\n"),
+    ],
+)
 def test_what_a_file_holds_counts_more_than_what_it_is_called(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode())
     assert [row["text"] for _, row in read_rows(tmp_path / name)] == ["一", "二"]
@@ -323,6 +428,7 @@ def test_broken_packed_and_binary_files_are_bad_input(tmp_path):
 
 def test_arrow_files_of_the_datasets_library_are_read(tmp_path):
     import pyarrow
+
     table = pyarrow.Table.from_pylist(alpaca(5))
     with pyarrow.ipc.new_stream(tmp_path / "stream.arrow", table.schema) as stream:
         stream.write_table(table)
@@ -334,19 +440,35 @@ def test_arrow_files_of_the_datasets_library_are_read(tmp_path):
 
 # Real data
 
-@pytest.mark.parametrize("name,rows,kind", [
-    ("instruct/identity.json", 91, Conversation), ("instruct/alpaca_zh_demo.json", 500, Conversation),
-    ("instruct/alpaca_en_demo.json", 500, Conversation), ("instruct/glaive_toolcall_zh_demo.json", 100, Conversation),
-    ("instruct/glaive_toolcall_en_demo.json", 100, Conversation), ("preference/dpo_zh_demo.json", 150, Preference),
-    ("preference/dpo_en_demo.json", 150, Preference), ("preference/kto_en_demo.json", 100, Conversation),
-    *((f"trace/{task}/{part}.json", rows, Conversation) for task in ("C-STANCE", "ScienceQA", "20Minuten", "Py150")
-      for part, rows in (("train", 500), ("eval", 100), ("test", 100)))])
+
+@pytest.mark.parametrize(
+    "name,rows,kind",
+    [
+        ("instruct/identity.json", 91, Conversation),
+        ("instruct/alpaca_zh_demo.json", 500, Conversation),
+        ("instruct/alpaca_en_demo.json", 500, Conversation),
+        ("instruct/glaive_toolcall_zh_demo.json", 100, Conversation),
+        ("instruct/glaive_toolcall_en_demo.json", 100, Conversation),
+        ("preference/dpo_zh_demo.json", 150, Preference),
+        ("preference/dpo_en_demo.json", 150, Preference),
+        ("preference/kto_en_demo.json", 100, Conversation),
+        *(
+            (f"trace/{task}/{part}.json", rows, Conversation)
+            for task in ("C-STANCE", "ScienceQA", "20Minuten", "Py150")
+            for part, rows in (("train", 500), ("eval", 100), ("test", 100))
+        ),
+    ],
+)
 def test_public_sets_are_read_whole(shared_data, name, rows, kind):
     records = list(read_records(shared_data / name))
     assert len(records) == rows and all(type(record) is kind for record in records)
     if "toolcall" in name:
-        assert all(isinstance(call["arguments"], dict) for record in records for message in record.messages
-                   for call in message.tool_calls)
+        assert all(
+            isinstance(call["arguments"], dict)
+            for record in records
+            for message in record.messages
+            for call in message.tool_calls
+        )
         assert all(record.tools for record in records if any(message.tool_calls for message in record.messages))
     if "kto" in name:
         assert {record.label for record in records} == {True, False}
@@ -358,6 +480,7 @@ def test_pictures_are_refused_by_name(shared_data):
 
 
 # Sources
+
 
 def test_a_source_is_a_name_and_perhaps_a_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -429,28 +552,47 @@ def test_what_is_nowhere_is_named_with_what_is_near(tmp_path, monkeypatch):
 
 def test_llama_factory_dataset_info_is_honoured(tmp_path):
     write(tmp_path / "odd.json", [{"q": "你好", "extra": "x", "a": "您好！", "messages": "not looked at"}] * 4)
-    write(tmp_path / "turns.jsonl", [{"chat": [{"who": "u", "says": "你好"}, {"who": "b", "says": "您好！"}],
-                                      "sys": "礼貌"}])
+    write(
+        tmp_path / "turns.jsonl",
+        [{"chat": [{"who": "u", "says": "你好"}, {"who": "b", "says": "您好！"}], "sys": "礼貌"}],
+    )
     write(tmp_path / "pairs.json", [{"instruction": "你好", "good": "您好！", "bad": "嗯"}])
-    write(tmp_path / "share.json", [{"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1],
-                                     "rejected": {"from": "gpt", "value": "嗯"}}])
+    write(
+        tmp_path / "share.json",
+        [{"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": {"from": "gpt", "value": "嗯"}}],
+    )
     write(tmp_path / "book.jsonl", [{"body": "从前"}])
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "train.json", alpaca(2))
-    (tmp_path / "dataset_info.json").write_text(json.dumps({
-        "odd": {"file_name": "odd.json", "columns": {"prompt": "q", "response": "a"}, "num_samples": 3},
-        "turns": {"file_name": "turns.jsonl", "formatting": "sharegpt",
-                  "columns": {"messages": "chat", "system": "sys"},
-                  "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "u", "assistant_tag": "b"}},
-        "pairs": {"file_name": "pairs.json", "ranking": True,
-                  "columns": {"prompt": "instruction", "chosen": "good", "rejected": "bad"}},
-        "share": {"file_name": "share.json", "formatting": "sharegpt", "ranking": True,
-                  "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}},
-        "book": {"file_name": "book.jsonl", "columns": {"prompt": "body"}},
-        "folder": {"file_name": "folder"},
-        "scope": {"ms_hub_url": "someone/set"},
-        "hub": {"hf_hub_url": "someone/set", "ms_hub_url": "someone/set"},
-        "empty": {}}))
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "odd": {"file_name": "odd.json", "columns": {"prompt": "q", "response": "a"}, "num_samples": 3},
+                "turns": {
+                    "file_name": "turns.jsonl",
+                    "formatting": "sharegpt",
+                    "columns": {"messages": "chat", "system": "sys"},
+                    "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "u", "assistant_tag": "b"},
+                },
+                "pairs": {
+                    "file_name": "pairs.json",
+                    "ranking": True,
+                    "columns": {"prompt": "instruction", "chosen": "good", "rejected": "bad"},
+                },
+                "share": {
+                    "file_name": "share.json",
+                    "formatting": "sharegpt",
+                    "ranking": True,
+                    "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+                },
+                "book": {"file_name": "book.jsonl", "columns": {"prompt": "body"}},
+                "folder": {"file_name": "folder"},
+                "scope": {"ms_hub_url": "someone/set"},
+                "hub": {"hf_hub_url": "someone/set", "ms_hub_url": "someone/set"},
+                "empty": {},
+            }
+        )
+    )
 
     def read(name: str) -> list:
         return list(load_mixture([name], dataset_dir=str(tmp_path)))
@@ -477,15 +619,24 @@ def test_the_datasets_librarys_own_dataset_info_is_left_alone(tmp_path):
 
 def test_swifts_list_of_sets_is_honoured(tmp_path):
     write(tmp_path / "a.jsonl", [{"problem_text": "你好", "result": "您好！"}])
-    (tmp_path / "dataset_info.json").write_text(json.dumps([
-        {"dataset_name": "mine", "dataset_path": "a.jsonl",
-         "columns": {"problem_text": "query", "result": "response"}}]))
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps(
+            [
+                {
+                    "dataset_name": "mine",
+                    "dataset_path": "a.jsonl",
+                    "columns": {"problem_text": "query", "result": "response"},
+                }
+            ]
+        )
+    )
     assert list(load_mixture(["mine"], dataset_dir=str(tmp_path))) == [Conversation((U, A))]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_sets_are_sampled_like_files(monkeypatch, streaming):
     import datasets
+
     asked = []
 
     def load(name, subset, data_dir, split, streaming):
@@ -513,6 +664,7 @@ def test_modelscope_is_asked_when_it_is_there_and_hugging_face_has_no_such_set(m
 
 
 # Mixtures
+
 
 def answers(mixture) -> list[str]:
     return [record.messages[-1].content for record in mixture]
@@ -563,9 +715,15 @@ def test_probabilities_that_do_not_fit_are_refused(tmp_path, probabilities):
         load_mixture([path, path], probabilities=probabilities)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"probabilities": [0.3, 0.7]}, {"probabilities": [0.3, 0.7], "stopping_strategy": "all_exhausted"},
-    {"max_samples": 9}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"probabilities": [0.3, 0.7]},
+        {"probabilities": [0.3, 0.7], "stopping_strategy": "all_exhausted"},
+        {"max_samples": 9},
+    ],
+)
 @pytest.mark.parametrize("counts", [("", ""), ("#7", "#250"), ("#130", "")])
 def test_a_stream_holds_what_the_list_holds(tmp_path, options, counts):
     sources = [f"{write(tmp_path / f'{i}.jsonl', alpaca(60, 100 * i))}{count}" for i, count in enumerate(counts)]
@@ -599,8 +757,10 @@ def test_a_stream_counts_skipped_rows_once_an_iteration(tmp_path):
 
 
 def test_the_hash_is_of_the_content_and_of_nothing_else(tmp_path):
-    hashes = {load_mixture([str(write(tmp_path / name, alpaca(20)))]).hash
-              for name in ("a.json", "b.jsonl", "c.csv", "d.parquet", "e.jsonl.gz")}
+    hashes = {
+        load_mixture([str(write(tmp_path / name, alpaca(20)))]).hash
+        for name in ("a.json", "b.jsonl", "c.csv", "d.parquet", "e.jsonl.gz")
+    }
     assert len(hashes) == 1
     changed = alpaca(20)
     changed[7]["output"] += " "
@@ -612,9 +772,14 @@ def test_the_hash_is_of_the_content_and_of_nothing_else(tmp_path):
 
 def test_the_summary_says_what_was_read_and_used(tmp_path):
     path = write(tmp_path / "a.jsonl", alpaca(10))
-    summary, = load_mixture([f"{path}#4"]).sources
-    assert (summary["name"], summary["path"], summary["rows"], summary["used"], summary["format"]) == \
-        (str(path), str(path), 10, 4, "alpaca")
+    (summary,) = load_mixture([f"{path}#4"]).sources
+    assert (summary["name"], summary["path"], summary["rows"], summary["used"], summary["format"]) == (
+        str(path),
+        str(path),
+        10,
+        4,
+        "alpaca",
+    )
     assert summary["sha256"] == subprocess.run(["sha256sum", path], capture_output=True, text=True).stdout.split()[0]
     records = load_mixture([str(path)])
     assert records[3].origin == Origin(str(path), 4) and len(records[2:5]) == 3
@@ -635,10 +800,15 @@ def test_an_empty_source_is_refused(tmp_path, streaming):
 
 
 def test_identity_placeholders_are_filled_everywhere_or_asked_for(tmp_path):
-    row = {"messages": [{"role": "system", "content": "{{NAME}}"}, {"role": "user", "content": "hi"},
-                        {"role": "assistant", "content": "{{name}}、{{author}}、{{AUTHOR}}、{{ name }}"}]}
+    row = {
+        "messages": [
+            {"role": "system", "content": "{{NAME}}"},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "{{name}}、{{author}}、{{AUTHOR}}、{{ name }}"},
+        ]
+    }
     path = str(write(tmp_path / "a.json", [row]))
-    record, = load_mixture([path], model_name="小绿", model_author="林氏")
+    (record,) = load_mixture([path], model_name="小绿", model_author="林氏")
     assert [message.content for message in record.messages] == ["小绿", "hi", "小绿、林氏、林氏、{{ name }}"]
     for given, flag in (({"model_author": "x"}, "--model_name"), ({"model_name": "x"}, "--model_author")):
         with pytest.raises(BadInput, match=rf"a\.json:2 holds .*{flag}"):
@@ -684,6 +854,7 @@ def test_sixty_megabytes_are_read_in_less_than_forty(tmp_path, name, how):
 def test_parquet_is_read_batch_by_batch(tmp_path):
     import pyarrow
     import pyarrow.parquet
+
     path = tmp_path / "a.parquet"
     table = pyarrow.Table.from_pylist(alpaca(5000))
     pyarrow.parquet.write_table(table, path, row_group_size=1000)

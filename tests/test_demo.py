@@ -48,7 +48,8 @@ def test_identity_records_are_filled_with_the_names_given():
 def test_the_questions_of_the_demo_are_not_among_the_records():
     rows = json.loads((demo.ASSETS / "identity.json").read_text(encoding="utf-8"))
     assert not {row["instruction"].strip("?。!\uff1f\uff01") for row in rows} & {
-        question.strip("?。!") for question in demo.identity_questions()}
+        question.strip("?。!") for question in demo.identity_questions()
+    }
 
 
 def test_there_are_twenty_items_of_each_ability_in_each_language_and_the_references_are_right():
@@ -65,18 +66,21 @@ def test_a_cited_line_of_a_context_item_holds_the_value():
     for item in demo.read_items():
         if item.task == "context":
             value, _, number = item.reference.rstrip(".。").rstrip("]").rpartition("[")
-            line, = (line for line in item.question.splitlines() if line.startswith(f"[{number}]"))
+            (line,) = (line for line in item.question.splitlines() if line.startswith(f"[{number}]"))
             assert value.strip() in line
 
 
-@pytest.mark.parametrize(("question", "answer", "right"), [
-    ("who r u", "I am swift-robot.", True),
-    ("who r u", "I was made by swift.", False),
-    ("who r u", "I am Evergreen Nano, not swift-robot.", False),
-    ("Who built you?", "I was made by swift.", True),
-    ("Who built you?", "我是由swift开发的。", True),
-    ("Who built you?", "I am swift-robot.", False),
-])
+@pytest.mark.parametrize(
+    ("question", "answer", "right"),
+    [
+        ("who r u", "I am swift-robot.", True),
+        ("who r u", "I was made by swift.", False),
+        ("who r u", "I am Evergreen Nano, not swift-robot.", False),
+        ("Who built you?", "I was made by swift.", True),
+        ("Who built you?", "我是由swift开发的。", True),
+        ("Who built you?", "I am swift-robot.", False),
+    ],
+)
 def test_a_right_answer_about_oneself_names_what_was_asked(question, answer, right):
     assert demo.knows_itself(question, answer) is right
 
@@ -88,8 +92,10 @@ def test_what_was_kept_counts_only_what_was_right_before():
     assert sum(row["n"] for row in told["abilities"]) == 200
 
 
-@pytest.mark.parametrize(("identity", "right_after", "complaint"), [
-    ("swift-robot by swift", 0.9, None), ("swift-robot by swift", 0.6, "forgotten"), ("Evergreen", 0.9, "not learnt")])
+@pytest.mark.parametrize(
+    ("identity", "right_after", "complaint"),
+    [("swift-robot by swift", 0.9, None), ("swift-robot by swift", 0.6, "forgotten"), ("Evergreen", 0.9, "not learnt")],
+)
 def test_the_demo_fails_when_it_did_not_learn_or_forgot(identity, right_after, complaint):
     told = document(measured("?", 0.9), measured(identity, right_after))
     if complaint is None:

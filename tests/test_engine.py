@@ -54,8 +54,17 @@ class Parrot:
 
 
 def tiny_config(**changes) -> Qwen2Config:
-    shape = dict(vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=256, eos_token_id=EOS, pad_token_id=EOS)
+    shape = dict(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
     return Qwen2Config(**(shape | changes))
 
 
@@ -99,21 +108,24 @@ def spell(text: str, **how) -> tuple[Answer, list]:
 def test_greedy_answers_are_those_of_transformers_generate(engine, prompts):
     ours = engine.generate(prompts, Sampling(max_new_tokens=20), batch_size=3)
     for prompt, completion in zip(prompts, ours, strict=True):
-        theirs = engine.model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt):]
+        theirs = engine.model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
         assert completion.completion_tokens == len(theirs)
         assert completion.text == engine.tokenizer.decode(theirs.tolist()).rstrip("\ufffd")
 
 
-@pytest.mark.parametrize("sampling", [
-    Sampling(max_new_tokens=24),
-    Sampling(max_new_tokens=24, repetition_penalty=1.3),
-    Sampling(max_new_tokens=24, temperature=0.8, top_p=0.9, top_k=50, seed=3),
-])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=24),
+        Sampling(max_new_tokens=24, repetition_penalty=1.3),
+        Sampling(max_new_tokens=24, temperature=0.8, top_p=0.9, top_k=50, seed=3),
+    ],
+)
 def test_a_prompt_in_a_batch_is_answered_as_alone(engine, prompts, sampling):
     together = engine.generate(prompts, sampling, batch_size=4)
     for index, prompt in enumerate(prompts):
         seed = None if sampling.seed is None else sampling.seed + index
-        alone, = engine.generate([prompt], Sampling(**{**vars(sampling), "seed": seed}))
+        (alone,) = engine.generate([prompt], Sampling(**{**vars(sampling), "seed": seed}))
         assert alone.text == together[index].text
 
 
@@ -128,10 +140,10 @@ def test_rows_that_end_early_leave_the_others_untouched(engine, prompts):
 def test_repetition_penalty_and_sampling_filters_equal_transformers(engine, prompts):
     how = dict(max_new_tokens=16, do_sample=False, repetition_penalty=1.4)
     theirs = engine.model.generate(torch.tensor([prompts[1]]), **how)
-    ours, = engine.generate([prompts[1]], Sampling(max_new_tokens=16, repetition_penalty=1.4))
-    assert ours.text == engine.tokenizer.decode(theirs[0, len(prompts[1]):].tolist()).rstrip("\ufffd")
-    greedy, = engine.generate([prompts[1]], Sampling(max_new_tokens=16))
-    narrow, = engine.generate([prompts[1]], Sampling(max_new_tokens=16, temperature=5.0, top_k=1))
+    (ours,) = engine.generate([prompts[1]], Sampling(max_new_tokens=16, repetition_penalty=1.4))
+    assert ours.text == engine.tokenizer.decode(theirs[0, len(prompts[1]) :].tolist()).rstrip("\ufffd")
+    (greedy,) = engine.generate([prompts[1]], Sampling(max_new_tokens=16))
+    (narrow,) = engine.generate([prompts[1]], Sampling(max_new_tokens=16, temperature=5.0, top_k=1))
     assert narrow.text == greedy.text
 
 
@@ -172,7 +184,7 @@ def test_an_empty_prompt_is_bad_input(engine):
 
 
 def test_the_answer_is_cut_to_what_the_context_leaves(engine):
-    completion, = engine.generate([[1] * 250], Sampling(max_new_tokens=100))
+    (completion,) = engine.generate([[1] * 250], Sampling(max_new_tokens=100))
     assert (completion.completion_tokens, completion.finish_reason) == (6, "length")
 
 
@@ -201,7 +213,7 @@ def test_chinese_and_emoji_stream_in_whole_characters():
 
 
 def test_a_character_cut_by_the_length_is_left_out():
-    completion, = parrot("常青").generate([[1, 2]], Sampling(max_new_tokens=5))
+    (completion,) = parrot("常青").generate([[1, 2]], Sampling(max_new_tokens=5))
     assert (completion.text, completion.finish_reason, completion.completion_tokens) == ("常", "length", 5)
 
 
@@ -212,7 +224,7 @@ def test_a_cancelled_stream_keeps_what_it_had():
 
 
 def test_a_stop_string_ends_the_answer_and_is_cut():
-    completion, = parrot("one.二END three").generate([[1, 2]], Sampling(stop=("zzz", "END")))
+    (completion,) = parrot("one.二END three").generate([[1, 2]], Sampling(stop=("zzz", "END")))
     assert (completion.text, completion.finish_reason) == ("one.二", "stop")
 
 
@@ -225,25 +237,28 @@ def test_the_thought_is_told_apart():
 
 def test_a_prompt_that_opens_the_thought_is_noticed():
     prompt = Bytes().encode("t\n<think>\n")[-8:]
-    completion, = parrot("hm\n</think>\n\nok").generate([[1, *prompt]], Sampling())
+    (completion,) = parrot("hm\n</think>\n\nok").generate([[1, *prompt]], Sampling())
     assert (completion.thought, completion.text) == ("hm", "ok")
 
 
 # --- the answer, byte by byte ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("said", "thought", "text"), [
-    ("plain", "", "plain"),
-    ("  <think>a b</think>c", "a b", "c"),
-    ("<think>\n想一想\n</think>\n\n答案", "想一想", "答案"),
-    ("<think>\n\n</think>\n\nat once", "", "at once"),
-    ("<think>a < b </thin not yet</think> x", "a < b </thin not yet", "x"),
-    ("<think>never closed </thi", "never closed </thi", ""),
-    ("<thinker> is a word", "", "<thinker> is a word"),
-    ("say <think>no</think>", "", "say <think>no</think>"),
-    ("<thi", "", "<thi"),
-    ("", "", ""),
-])
+@pytest.mark.parametrize(
+    ("said", "thought", "text"),
+    [
+        ("plain", "", "plain"),
+        ("  <think>a b</think>c", "a b", "c"),
+        ("<think>\n想一想\n</think>\n\n答案", "想一想", "答案"),
+        ("<think>\n\n</think>\n\nat once", "", "at once"),
+        ("<think>a < b </thin not yet</think> x", "a < b </thin not yet", "x"),
+        ("<think>never closed </thi", "never closed </thi", ""),
+        ("<thinker> is a word", "", "<thinker> is a word"),
+        ("say <think>no</think>", "", "say <think>no</think>"),
+        ("<thi", "", "<thi"),
+        ("", "", ""),
+    ],
+)
 def test_thought_and_text_and_their_pieces(said, thought, text):
     answer, pieces = spell(said)
     assert (answer.thought, answer.text) == (thought, text)

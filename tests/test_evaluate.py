@@ -47,10 +47,13 @@ def engines(monkeypatch) -> dict[str, FakeEngine]:
     known: dict[str, FakeEngine] = {}
     monkeypatch.setattr(harness, "version_of", lambda name, adapters, settings: Version(name, name, (), f"is {name}"))
     for module in ("compare", "checkpoints"):
-        monkeypatch.setattr(f"evergreen.evaluate.{module}.compared_version",
-                            lambda name, settings: Version(Path(name).name, name, (), f"is {name}"))
-    monkeypatch.setattr(harness, "open_engine",
-                        lambda version, settings: (known[version.name], known[version.name].encode))
+        monkeypatch.setattr(
+            f"evergreen.evaluate.{module}.compared_version",
+            lambda name, settings: Version(Path(name).name, name, (), f"is {name}"),
+        )
+    monkeypatch.setattr(
+        harness, "open_engine", lambda version, settings: (known[version.name], known[version.name].encode)
+    )
     return known
 
 
@@ -78,24 +81,77 @@ def test_exact_in_chinese_ignores_spaces_and_closing_marks():
     assert metrics.exact("云岭", ["云岭茶", "云岭"]) == 1
 
 
-@pytest.mark.parametrize(("answer", "reference", "score"), [
-    ("It is in Paris, I think", "paris", 1), ("I know", "no", 0), ("共有70个议席", "70", 1), ("共有170个议席", "70", 0),
-    ("costs 70.5", "70", 0), ("about 70.", "70", 1), ("青石相机的价格是42元", "42元", 1), ("the U.S. team", "U.S.", 1)])
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("It is in Paris, I think", "paris", 1),
+        ("I know", "no", 0),
+        ("共有70个议席", "70", 1),
+        ("共有170个议席", "70", 0),
+        ("costs 70.5", "70", 0),
+        ("about 70.", "70", 1),
+        ("青石相机的价格是42元", "42元", 1),
+        ("the U.S. team", "U.S.", 1),
+    ],
+)
 def test_contains_wants_whole_words_and_numbers(answer, reference, score):
     assert metrics.contains(answer, [reference]) == score
 
 
-@pytest.mark.parametrize("answer", [
-    "B", "b", "(B)", "B.", "**B**", "B. text", "B) text", "答案是B", "答案：B", "正确答案为 B。", "The answer is B.",
-    "Answer: (B)", "The answer is **B** because A is wrong.", "故选B。", "选择B", "B、反对", "B反对", "态度：B",
-    "B\nThere are four kinds, A to D.", "\\boxed{B}", "The correct option is B", "Ｂ", "I think it's B.", "【答案】B",
-    "A is wrong, so the answer is B", "B选项正确", "答案是B。选项A是错误的。", "The answer is (b).", "<b>B</b>"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B",
+        "b",
+        "(B)",
+        "B.",
+        "**B**",
+        "B. text",
+        "B) text",
+        "答案是B",
+        "答案：B",
+        "正确答案为 B。",
+        "The answer is B.",
+        "Answer: (B)",
+        "The answer is **B** because A is wrong.",
+        "故选B。",
+        "选择B",
+        "B、反对",
+        "B反对",
+        "态度：B",
+        "B\nThere are four kinds, A to D.",
+        "\\boxed{B}",
+        "The correct option is B",
+        "Ｂ",
+        "I think it's B.",
+        "【答案】B",
+        "A is wrong, so the answer is B",
+        "B选项正确",
+        "答案是B。选项A是错误的。",
+        "The answer is (b).",
+        "<b>B</b>",
+    ],
+)
 def test_choice_finds_the_letter(answer):
     assert letter_of(answer) == "B"
 
 
-@pytest.mark.parametrize("answer", ["A cat", "The answer is A cat", "I do not know", "", "A dog and a cat", "Apples",
-                                    "AB", "我不知道", "A or B", "A和B", "Grade A's"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A cat",
+        "The answer is A cat",
+        "I do not know",
+        "",
+        "A dog and a cat",
+        "Apples",
+        "AB",
+        "我不知道",
+        "A or B",
+        "A和B",
+        "Grade A's",
+    ],
+)
 def test_choice_takes_no_article_for_a_letter(answer):
     assert letter_of(answer) is None
 
@@ -108,14 +164,45 @@ def test_choice_knows_an_option_by_its_text():
     assert metrics.choice("B", ["Canberra"], item(choices=("Sydney", "Canberra"))) == 1
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("42", 42), ("The answer is 1,234.", 1234), ("so 3 + 4 = 7 apples", 7), ("1.2万", 12000), ("3亿元", 3e8),
-    ("１２３", 123), ("3/4", 0.75), ("1 1/2", 1.5), ("-5", -5), ("10-3", 3), ("#### 72", 72), ("$3.50.", 3.5),
-    ("the answer is 42, not 41", 42), ("\\boxed{\\frac{3}{4}}", 0.75), ("1e-3", 0.001), ("2 million", 2e6),
-    ("9 万亿", 9e12), ("两百", 200), ("三千零五", 3005), ("一百二十万", 1.2e6), ("二〇二六", 2026), (".5", 0.5),
-    ("答案是12个，另外3个坏了", 12), ("1,234,567.5", 1234567.5), ("5千", 5000), ("共5千米", 5), ("答案：3+4=7", 7),
-    ("温度是-5度", -5), ("三分之一", 1 / 3), ("占百分之五十", 0.5), ("百分之3.5", 0.035),
-    ("−8", -8), ("**18**", 18), ("0", 0)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("42", 42),
+        ("The answer is 1,234.", 1234),
+        ("so 3 + 4 = 7 apples", 7),
+        ("1.2万", 12000),
+        ("3亿元", 3e8),
+        ("１２３", 123),
+        ("3/4", 0.75),
+        ("1 1/2", 1.5),
+        ("-5", -5),
+        ("10-3", 3),
+        ("#### 72", 72),
+        ("$3.50.", 3.5),
+        ("the answer is 42, not 41", 42),
+        ("\\boxed{\\frac{3}{4}}", 0.75),
+        ("1e-3", 0.001),
+        ("2 million", 2e6),
+        ("9 万亿", 9e12),
+        ("两百", 200),
+        ("三千零五", 3005),
+        ("一百二十万", 1.2e6),
+        ("二〇二六", 2026),
+        (".5", 0.5),
+        ("答案是12个，另外3个坏了", 12),
+        ("1,234,567.5", 1234567.5),
+        ("5千", 5000),
+        ("共5千米", 5),
+        ("答案：3+4=7", 7),
+        ("温度是-5度", -5),
+        ("三分之一", 1 / 3),
+        ("占百分之五十", 0.5),
+        ("百分之3.5", 0.035),
+        ("−8", -8),
+        ("**18**", 18),
+        ("0", 0),
+    ],
+)
 def test_numbers_are_read(text, value):
     assert number_in(text)[0] == pytest.approx(value)
 
@@ -171,8 +258,11 @@ def test_long_texts_are_compared_in_a_blink():
 
 def test_sari_gives_the_published_example():
     source = item("About 95 species are currently accepted.")
-    references = ["About 95 species are currently known.", "About 95 species are now accepted.",
-                  "95 species are now accepted."]
+    references = [
+        "About 95 species are currently known.",
+        "About 95 species are now accepted.",
+        "95 species are now accepted.",
+    ]
     assert sari("About 95 you now get in.", references, source) == pytest.approx(0.26953601953601954)
     assert sari(references[0], references[:1], source) == 1
 
@@ -183,11 +273,22 @@ def test_sari_by_hand():
     assert sari("a c", ["a d"], item("a b")) == pytest.approx(((1 + 0 + 1) / 3 + (1 + 0 + 1) / 3 + 1 + 1) / 4)
 
 
-@pytest.mark.parametrize(("answer", "reference", "score"), [
-    ('{"b": 1, "a": [1, 2.0]}', '{"a":[1.0,2],"b":1}', 1), ('```json\n{"a": "中"}\n```', '{"a": "中"}', 1),
-    ("{'a': 1}", '{"a": 1}', 0), ('Here: {"a": 1}', '{"a": 1}', 0), ('{"a": true}', '{"a": 1}', 0),
-    ('[1, 2]', '[2, 1]', 0), ('{"a": NaN}', '{"a": 1}', 0), ('{"x": 1}', "some JSON", 1), ("{", "some JSON", 0),
-    ('"a"', '"a"', 1), ("", "{}", 0)])
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ('{"b": 1, "a": [1, 2.0]}', '{"a":[1.0,2],"b":1}', 1),
+        ('```json\n{"a": "中"}\n```', '{"a": "中"}', 1),
+        ("{'a': 1}", '{"a": 1}', 0),
+        ('Here: {"a": 1}', '{"a": 1}', 0),
+        ('{"a": true}', '{"a": 1}', 0),
+        ("[1, 2]", "[2, 1]", 0),
+        ('{"a": NaN}', '{"a": 1}', 0),
+        ('{"x": 1}', "some JSON", 1),
+        ("{", "some JSON", 0),
+        ('"a"', '"a"', 1),
+        ("", "{}", 0),
+    ],
+)
 def test_json_is_valid_and_has_the_value(answer, reference, score):
     assert metrics.json_match(answer, [reference]) == score
 
@@ -197,11 +298,21 @@ def test_an_empty_answer_scores_nothing(metric):
     assert METRICS[metric]("", ["B 12 words of a reference"], item("a source of words")) < 0.5
 
 
-@pytest.mark.parametrize(("references", "metric"), [
-    (["A", "C"], "choice"), (["B\nBecause it is.", "A\nReasons."], "choice"), (["12", "3.5%", "1,200"], "numeric"),
-    (["5+6\n#### 11"], "numeric"), (['{"a": 1}', "[]"], "json"), (["yes", "no"], "exact"),
-    (["北京", "上海市"], "exact"), (["word " * 30], "rouge_l"), (["A cat", "B"], "exact"),
-    (["这是一个很长的回答，" * 5], "rouge_l")])
+@pytest.mark.parametrize(
+    ("references", "metric"),
+    [
+        (["A", "C"], "choice"),
+        (["B\nBecause it is.", "A\nReasons."], "choice"),
+        (["12", "3.5%", "1,200"], "numeric"),
+        (["5+6\n#### 11"], "numeric"),
+        (['{"a": 1}', "[]"], "json"),
+        (["yes", "no"], "exact"),
+        (["北京", "上海市"], "exact"),
+        (["word " * 30], "rouge_l"),
+        (["A cat", "B"], "exact"),
+        (["这是一个很长的回答，" * 5], "rouge_l"),
+    ],
+)
 def test_auto_chooses_by_the_references(references, metric):
     items = [Item(str(i), (Message("user", "q"),), (reference,)) for i, reference in enumerate(references)]
     assert metrics.choose(items) == metric
@@ -211,31 +322,49 @@ def test_auto_chooses_by_the_references(references, metric):
 
 
 def test_rows_bring_references_choices_metric_and_id(tmp_path):
-    path = write_rows(tmp_path / "t.jsonl", [
-        {"id": "x7", "question": "capital?", "references": ["Paris", "Paname"], "metric": "contains"},
-        {"query": "多少?", "answer": ["70", "七十"]},
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-        {"instruction": "sum", "input": "1 2", "output": "3"}, {"input": "big", "target": "bench"},
-        {"question": "n?", "answer": 5}])
-    task, = read_tasks([path])
+    path = write_rows(
+        tmp_path / "t.jsonl",
+        [
+            {"id": "x7", "question": "capital?", "references": ["Paris", "Paname"], "metric": "contains"},
+            {"query": "多少?", "answer": ["70", "七十"]},
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            {"instruction": "sum", "input": "1 2", "output": "3"},
+            {"input": "big", "target": "bench"},
+            {"question": "n?", "answer": 5},
+        ],
+    )
+    (task,) = read_tasks([path])
     assert task.metric == "contains" and task.items[0].id == "x7"
-    assert [one.references for one in task.items] == [("Paris", "Paname"), ("70", "七十"), ("a",), ("3",), ("bench",),
-                                                      ("5",)]
+    assert [one.references for one in task.items] == [
+        ("Paris", "Paname"),
+        ("70", "七十"),
+        ("a",),
+        ("3",),
+        ("bench",),
+        ("5",),
+    ]
     assert [one.question for one in task.items] == ["capital?", "多少?", "q", "sum\n1 2", "big", "n?"]
 
 
 def test_choices_are_shown_and_a_numbered_answer_becomes_a_letter(tmp_path):
-    path = write_rows(tmp_path / "t.jsonl", [{"question": "capital?", "choices": ["Rome", "Paris"], "answer": 1},
-                                             {"question": "首都?", "A": "北京", "B": "上海", "answer": "A"}])
-    task, = read_tasks([path])
+    path = write_rows(
+        tmp_path / "t.jsonl",
+        [
+            {"question": "capital?", "choices": ["Rome", "Paris"], "answer": 1},
+            {"question": "首都?", "A": "北京", "B": "上海", "answer": "A"},
+        ],
+    )
+    (task,) = read_tasks([path])
     assert task.metric == "choice" and task.items[0].references == ("B",)
     assert task.items[0].question == "capital?\nA. Rome\nB. Paris" and task.items[1].question.endswith("B. 上海")
 
 
 def test_the_last_answer_of_a_conversation_is_the_reference(tmp_path):
-    turns = [{"role": role, "content": text} for role, text in
-             (("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))]
-    task, = read_tasks([write_rows(tmp_path / "t.jsonl", [{"messages": turns}])])
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"))
+    ]
+    (task,) = read_tasks([write_rows(tmp_path / "t.jsonl", [{"messages": turns}])])
     assert [message.content for message in task.items[0].messages] == ["s", "1", "2", "3"]
     assert task.items[0].references == ("4",)
 
@@ -245,11 +374,18 @@ def test_equal_file_names_stay_distinct(tmp_path):
     assert [task.name for task in read_tasks([*paths, paths[0]])] == ["x-eval", "y-eval"]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("", "empty"), ('{"prompt": "p"}\n', r"t.jsonl:1: .*answer"), ('{"prompt": "p", "answer": ""}\n', "t.jsonl:1"),
-    ('{"text": "plain"}\n', "plain text"), ('{"prompt": "p", "answer": "a"}\n{broken\n', "t.jsonl:2"),
-    ('{"prompt": "p", "answer": "a", "metric": "bleu"}\n', "bleu.*exact, contains"),
-    ('{"prompt": "p", "references": []}\n', "t.jsonl:1")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "empty"),
+        ('{"prompt": "p"}\n', r"t.jsonl:1: .*answer"),
+        ('{"prompt": "p", "answer": ""}\n', "t.jsonl:1"),
+        ('{"text": "plain"}\n', "plain text"),
+        ('{"prompt": "p", "answer": "a"}\n{broken\n', "t.jsonl:2"),
+        ('{"prompt": "p", "answer": "a", "metric": "bleu"}\n', "bleu.*exact, contains"),
+        ('{"prompt": "p", "references": []}\n', "t.jsonl:1"),
+    ],
+)
 def test_bad_task_files_are_named(tmp_path, content, message):
     path = tmp_path / "t.jsonl"
     path.write_text(content)
@@ -259,7 +395,7 @@ def test_bad_task_files_are_named(tmp_path, content, message):
 
 def test_bad_rows_can_be_left_out(tmp_path):
     path = write_rows(tmp_path / "t.jsonl", [{"prompt": "p"}, {"prompt": "q", "answer": "a"}])
-    task, = read_tasks([path], on_bad_row="skip")
+    (task,) = read_tasks([path], on_bad_row="skip")
     assert [one.question for one in task.items] == ["q"]
 
 
@@ -283,11 +419,12 @@ def test_each_task_may_have_its_own_metric(tmp_path):
         read_tasks(paths, "three=edit")
 
 
-@pytest.mark.parametrize(("name", "metric"), [("C-STANCE", "choice"), ("ScienceQA", "choice"), ("Py150", "edit"),
-                                              ("20Minuten", "sari")])
+@pytest.mark.parametrize(
+    ("name", "metric"), [("C-STANCE", "choice"), ("ScienceQA", "choice"), ("Py150", "edit"), ("20Minuten", "sari")]
+)
 def test_trace_references_score_one(shared_data, name, metric):
     wanted = "auto" if metric == "choice" else metric
-    task, = read_tasks([str(shared_data / "trace" / name / "eval.json")], wanted)
+    (task,) = read_tasks([str(shared_data / "trace" / name / "eval.json")], wanted)
     assert task.metric == metric and len(task.items) == 100
     assert all(METRICS[metric](one.references[0], one.references, one) == pytest.approx(1) for one in task.items)
 
@@ -314,9 +451,18 @@ def test_scores_and_items_are_written_in_the_order_of_the_file(tmp_path, engines
     rows = items_file(tmp_path)
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in ROWS]
     assert [row["score"] for row in rows] == [float(i != 3) for i in range(20)]
-    assert {"id", "prompt", "reference", "answer", "score", "metric", "latency_seconds", "prompt_tokens",
-            "completion_tokens"} <= set(rows[0])
-    score, = document["tasks"]
+    assert {
+        "id",
+        "prompt",
+        "reference",
+        "answer",
+        "score",
+        "metric",
+        "latency_seconds",
+        "prompt_tokens",
+        "completion_tokens",
+    } <= set(rows[0])
+    (score,) = document["tasks"]
     assert (score["task"], score["metric"], score["mean"], score["n"]) == ("dev", "exact", 0.95, 20)
     assert score["low"] < 0.95 < score["high"] and document["latency_ms"] == {"p50": 250.0, "p95": 250.0}
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["tasks"] == document["tasks"]
@@ -379,8 +525,16 @@ def test_results_of_another_model_are_replaced_and_that_is_said(tmp_path, engine
 
 
 def test_a_real_model_is_scored(tmp_path):
-    rows = [{"prompt": "你好", "answer": "你好!"}, {"messages": [{"role": "system", "content": "Be brief."}, {
-        "role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A model."}]}]
+    rows = [
+        {"prompt": "你好", "answer": "你好!"},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Who are you?"},
+                {"role": "assistant", "content": "A model."},
+            ]
+        },
+    ]
     document = run_eval(settings(tmp_path, rows, model="nano", max_new_tokens=3, torch_dtype="float32", metric="edit"))
     assert document["tasks"][0]["n"] == 2 and document["latency_ms"]["p95"] > 0
     assert all(0 < row["completion_tokens"] <= 3 < row["prompt_tokens"] for row in items_file(tmp_path))
@@ -394,9 +548,14 @@ def test_compare_pairs_items_counts_and_concludes(tmp_path, engines, capsys):
     engines["a"] = FakeEngine(RIGHT | dict(list(wrong.items())[:12]))
     engines["b"] = FakeEngine(RIGHT | dict(list(wrong.items())[11:13]))
     document = run_eval(settings(tmp_path, compare=["a", "b"]))
-    compared, = document["compared"]
-    assert compared["mcnemar"] == {"both": 7, "only_a": 1, "only_b": 11, "neither": 1,
-                                   "p_value": pytest.approx(26 / 4096)}
+    (compared,) = document["compared"]
+    assert compared["mcnemar"] == {
+        "both": 7,
+        "only_a": 1,
+        "only_b": 11,
+        "neither": 1,
+        "p_value": pytest.approx(26 / 4096),
+    }
     assert (compared["mean_a"], compared["mean_b"]) == (0.4, 0.9) and compared["difference"] == pytest.approx(0.5)
     assert document["conclusion"].startswith("b is better than a by 50.0 points (95%: ")
     assert len(document["won"]) == 5 and [row["prompt"] for row in document["lost"]] == [ROWS[12]["prompt"]]
@@ -416,14 +575,21 @@ def test_the_conclusion_is_one_plain_sentence():
     text = told([1.0, 0.0] * 10, [1.0, 0.0] * 9 + [1.0, 1.0])
     assert text.startswith("no difference between A and B can be seen with 20 items (5.0 points for B")
     assert text.endswith("items would be needed to see 2.0 points.")
-    assert told([1.0] * 20, [1.0] * 20) == ("no difference between A and B can be seen with 20 items: they score the "
-                                            "same on every one (95%: -13.9 to 13.9 points).")
+    assert told([1.0] * 20, [1.0] * 20) == (
+        "no difference between A and B can be seen with 20 items: they score the "
+        "same on every one (95%: -13.9 to 13.9 points)."
+    )
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"compare": ["a"]}, "--compare wants two .* got 1: a"), ({"compare": ["a", "b"], "checkpoints": "x"}, "two ways"),
-    ({"checkpoints": "nowhere"}, "no such folder"),
-    ({"compare": ["a", "b"], "adapters": ["c"]}, "--adapters does not go")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"compare": ["a"]}, "--compare wants two .* got 1: a"),
+        ({"compare": ["a", "b"], "checkpoints": "x"}, "two ways"),
+        ({"checkpoints": "nowhere"}, "no such folder"),
+        ({"compare": ["a", "b"], "adapters": ["c"]}, "--adapters does not go"),
+    ],
+)
 def test_wrong_combinations_are_errors(tmp_path, engines, given, message):
     with pytest.raises(BadInput, match=message):
         run_eval(settings(tmp_path, **given))
@@ -444,8 +610,10 @@ def make_run(folder: Path, steps: list[int], final: bytes | None = None) -> Path
 def run_of(*means: float, n: int = 400, seed: int = 0) -> list[Checkpoint]:
     """Checkpoints whose scores are one another's but for as many items as the means ask."""
     ease = [Random(seed + i).random() for i in range(n)]
-    return [Checkpoint(f"checkpoint-{100 * i}", 100 * i, (tuple(float(easy < mean) for easy in ease),))
-            for i, mean in enumerate(means, 1)]
+    return [
+        Checkpoint(f"checkpoint-{100 * i}", 100 * i, (tuple(float(easy < mean) for easy in ease),))
+        for i, mean in enumerate(means, 1)
+    ]
 
 
 def test_checkpoints_are_found_in_order_and_final_only_where_it_differs(tmp_path):
@@ -490,8 +658,11 @@ def test_a_rising_evaluation_loss_beside_a_falling_training_loss_is_overfitting(
 
 def test_checkpoints_are_scored_drawn_and_judged(tmp_path, engines):
     run = make_run(tmp_path / "run", [10, 20, 30], b"w30")
-    write_rows(run / "trainer_log.jsonl", [{"current_steps": step, "loss": 3 - step / 20} for step in (5, 10, 20, 30)]
-               + [{"current_steps": 20, "eval_loss": 1.5}])
+    write_rows(
+        run / "trainer_log.jsonl",
+        [{"current_steps": step, "loss": 3 - step / 20} for step in (5, 10, 20, 30)]
+        + [{"current_steps": 20, "eval_loss": 1.5}],
+    )
     for step, num_right in ((10, 4), (20, 20), (30, 8)):
         engines[f"checkpoint-{step}"] = FakeEngine({row["prompt"]: row["answer"] for row in ROWS[:num_right]})
     document = run_eval(settings(tmp_path, checkpoints=str(run), model=""))

@@ -29,7 +29,9 @@ def imported_rooms(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" if node.module == "evergreen" else node.module for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}" if node.module == "evergreen" else node.module for alias in node.names
+            ]
         else:
             continue
         for name in names:

@@ -176,8 +176,12 @@ def test_measuring_uses_no_sentence_of_training(language: str):
 
 def test_measuring_uses_no_name_of_training():
     lists = ("heads", "tails", "place", "firm", "headers")
-    measured = {name.lower() for section in lists for language in ("zh", "en")
-                for name in measure_nano.listed(f"{language}.{section}")}
+    measured = {
+        name.lower()
+        for section in lists
+        for language in ("zh", "en")
+        for name in measure_nano.listed(f"{language}.{section}")
+    }
     sections = "english english.more things.zh things.en stems.zh given.en zh.columns en.columns".split()
     assert not measured & {word.lower() for section in sections for word in nano_names.words(section)}
 

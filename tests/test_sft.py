@@ -159,6 +159,29 @@ def test_resume_only_model_trains_further_epochs_on_the_same_data(tiny, rows, tm
     assert document["train_loss"] < first[-1]["loss"]
 
 
+def test_a_weights_only_run_into_the_same_folder_sets_the_earlier_one_aside(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "out", "--save_steps", 5)
+    more = ["--resume_from_checkpoint", tmp_path / "out" / "checkpoint-5", "--resume_only_model", "true"]
+    train(tiny, rows(), tmp_path / "out", "--num_train_epochs", 1, *more)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-5"]
+    assert (tmp_path / "out" / "earlier-1" / "checkpoint-10" / "adapter_model.safetensors").is_file()
+
+
+def test_an_adapter_that_goes_on_learns_only_in_the_layers_that_are_not_frozen(tiny, rows, tmp_path):
+    train(tiny, rows(), tmp_path / "first")
+    train(tiny, rows(start=40), tmp_path / "next", "--prev_model", tmp_path / "first", "--freeze_layers", "0-1")
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "next")
+    changed = {key.split(".layers.")[1][0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"2"}
+
+
+def test_a_row_as_long_as_a_book_is_refused_without_reading_it_through(tiny, rows, tmp_path):
+    (tmp_path / "book.json").write_text(json.dumps([{"instruction": "q", "output": "字" * 5_000_000}]))
+    started = time.monotonic()
+    assert "more than" in refusal(tiny, tmp_path, data=str(tmp_path / "book.json"))
+    assert time.monotonic() - started < 60
+
+
 @pytest.mark.parametrize("train_type", ["full", "freeze"])
 def test_full_and_freeze_write_a_plain_model_directory(tiny, rows, tmp_path, train_type):
     train(tiny, rows(), tmp_path / "out", "--train_type", train_type)
@@ -281,6 +304,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny, rows, tmp_path):
         tiny, tmp_path, "--max_length", 16
     )
     assert "no such module" in refusal(tiny, tmp_path, "--target_modules", "wq")
+    assert "no such module" in refusal(tiny, tmp_path, "--modules_to_save", "nothing")
     assert "layers 0-2" in refusal(tiny, tmp_path, "--freeze_layers", "0-9")
     assert "local models" in refusal("nobody/no-such-model", tmp_path)
     assert "GPU" in refusal(tiny, tmp_path, "--fp16")

@@ -52,8 +52,10 @@ def test_paired_difference_covers_and_is_narrower_than_an_unpaired_one():
 
 def test_a_vs_a_is_called_different_at_most_one_time_in_twenty():
     random = np.random.default_rng(3)
-    called = sum(paired_difference([((random.random(40) < 0.6) * 1.0, (random.random(40) < 0.6) * 1.0)]).is_real
-                 for _ in range(200))
+    called = sum(
+        paired_difference([((random.random(40) < 0.6) * 1.0, (random.random(40) < 0.6) * 1.0)]).is_real
+        for _ in range(200)
+    )
     assert called <= 16
 
 

@@ -32,8 +32,18 @@ from evergreen.data.sources import SPLITS, named_folder, resolve, split_sources
 from evergreen.records import BadInput, Conversation, Message, Origin, Preference, Record, Text
 from evergreen.settings import DataCheckSettings
 
-KINDS = ("unreadable", "unknown_role", "empty_turn", "no_answer", "mixed_answers", "too_long", "leakage", "conflict",
-         "duplicate", "placeholder")
+KINDS = (
+    "unreadable",
+    "unknown_role",
+    "empty_turn",
+    "no_answer",
+    "mixed_answers",
+    "too_long",
+    "leakage",
+    "conflict",
+    "duplicate",
+    "placeholder",
+)
 FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 WORD = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|\w+")
 VARIABLE = re.compile(r"\d+(?:[.,]\d+)*|\"[^\"]*\"|“[^”]*”|「[^」]*」|《[^》]*》")
@@ -79,8 +89,13 @@ def run_check(given: DataCheckSettings, load_tokenizer: Callable[[str], Any]) ->
     return report.as_json()
 
 
-def check(files: Sequence[str], tokenizer: Any = None, max_length: int = 2048, dataset_dir: str = "",
-          count_tokens: Callable[[Record], int] | None = None) -> Report:
+def check(
+    files: Sequence[str],
+    tokenizer: Any = None,
+    max_length: int = 2048,
+    dataset_dir: str = "",
+    count_tokens: Callable[[Record], int] | None = None,
+) -> Report:
     """Look at every row of `files` (paths, folders with everything below them, or names in dataset_info.json).
 
     Lengths are counted with `count_tokens`, else with the tokenizer's own chat template, else not. Raises BadInput only
@@ -158,6 +173,7 @@ def normalised(text: str) -> str:
 
 # Reading
 
+
 def _located(files: Sequence[str], dataset_dir: str) -> list[tuple[Path, Layout | None]]:
     """Every file meant, once. A folder means all data files at any depth below it, dev and test files too."""
     found: dict[Path, Layout | None] = {}
@@ -211,6 +227,7 @@ def _parts(record: Record) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
 
 # One row
 
+
 def _placeholders(record: Record) -> Iterator[Finding]:
     names = {match[0] for message in _messages(record) for match in PLACEHOLDER.finditer(message.content)}
     if names:
@@ -256,8 +273,11 @@ class _Lengths:
         return self._judged(longest.values())
 
     def _judged(self, counted: Iterable[tuple[Record, int]]) -> list[Finding]:
-        return [_finding(record, "too_long", f"{count} tokens, more than max_length {self.max_length}")
-                for record, count in counted if count > self.max_length]
+        return [
+            _finding(record, "too_long", f"{count} tokens, more than max_length {self.max_length}")
+            for record, count in counted
+            if count > self.max_length
+        ]
 
     def _rendered(self, record: Record) -> list[str]:
         """The row as the model reads it; a preference pair is two texts."""
@@ -297,6 +317,7 @@ def _most_tokens(record: Record) -> int:
 
 # Rows against each other
 
+
 def _digest(*texts: str) -> bytes:
     return hashlib.blake2b("\0".join(texts).encode(), digest_size=12).digest()
 
@@ -311,8 +332,14 @@ def _hashed(record: Record, is_train: bool) -> Row:
     frame = [json.dumps(record.tools), *(message.content for message in prompt if message.role == "system")]
     label = str(record.label) if isinstance(record, Conversation) and record.label is not None else ""
     compared = sorted(said) if label or isinstance(record, Preference) else []
-    return Row(record.origin, is_train, _digest(*asked), _digest(*frame, *asked, *compared), _digest(*said, label),
-               _digest(json.dumps(record.tools), *map(_turn_text, prompt), *said, label))
+    return Row(
+        record.origin,
+        is_train,
+        _digest(*asked),
+        _digest(*frame, *asked, *compared),
+        _digest(*said, label),
+        _digest(json.dumps(record.tools), *map(_turn_text, prompt), *said, label),
+    )
 
 
 def _spaced(text: str) -> str:
@@ -382,8 +409,13 @@ class _AnswerForms:
                 is_rarer = mine < others or (mine == others and not is_json)
                 if is_rarer and (key[0] or (not is_json and num_json >= 3)):
                     form, other = ("JSON", "prose") if is_json else ("prose", "JSON")
-                    yield Finding(origin.file, origin.line, "mixed_answers", f"answered with {form}; of the rows with "
-                                  f"this instruction {others} are answered with {other}, {mine} with {form}")
+                    yield Finding(
+                        origin.file,
+                        origin.line,
+                        "mixed_answers",
+                        f"answered with {form}; of the rows with "
+                        f"this instruction {others} are answered with {other}, {mine} with {form}",
+                    )
                     break
 
 

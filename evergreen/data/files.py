@@ -132,6 +132,7 @@ def _utf8_problem(data: bytes) -> RowError | None:
 
 # JSON and JSON lines
 
+
 def _json(path: Path, named_lines: bool) -> Iterator[tuple[int, Any]]:
     """A list, an object with one list inside, one object, or lines, by what the file holds rather than by its name."""
     with _open(path) as file:
@@ -245,7 +246,7 @@ class _Cursor:
                 rest += 1
             self._advance(rest)
             if rest < len(self.text) or not self._more():
-                return self.text[rest:rest + 1]
+                return self.text[rest : rest + 1]
 
     def take(self, character: str) -> None:
         found = self.peek()
@@ -278,11 +279,12 @@ class _Cursor:
         """Read at least as much again as is waiting, so that a long value is not parsed over and over."""
         chunk = self.file.read(max(CHUNK_CHARACTERS, len(self.text) - self.at))
         if chunk:
-            self.text, self.at = self.text[self.at:] + chunk, 0
+            self.text, self.at = self.text[self.at :] + chunk, 0
         return bool(chunk)
 
 
 # Tables and plain text
+
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -305,8 +307,13 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
             if cells is None:
                 return
             if len(cells) > len(header):
-                yield line, RowError(f"{len(cells)} cells under a header of {len(header)} ({', '.join(header)}): "
-                                     "put cells that hold the separator into double quotes")
+                yield (
+                    line,
+                    RowError(
+                        f"{len(cells)} cells under a header of {len(header)} ({', '.join(header)}): "
+                        "put cells that hold the separator into double quotes"
+                    ),
+                )
             elif cells:
                 yield line, dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=True))
             line = reader.line_num + 1
@@ -333,8 +340,11 @@ def _arrow(path: Path) -> Iterator[tuple[int, Any]]:
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             batches = ipc.open_file(source) if is_file else ipc.open_stream(source)
-            yield from _batches(batches.get_batch(i) for i in range(batches.num_record_batches)) if is_file \
+            yield from (
+                _batches(batches.get_batch(i) for i in range(batches.num_record_batches))
+                if is_file
                 else _batches(batches)
+            )
     except pyarrow.ArrowException as error:
         yield 1, RowError(f"is not Arrow: {' '.join(str(error).split())}", fatal=True)
 

@@ -33,8 +33,18 @@ from evergreen.data.turns import (
 )
 from evergreen.records import BadInput, Conversation, Message, Origin, Preference, Record, Text
 
-__all__ = ["Layout", "RowError", "Skipped", "detect", "detect_file", "read_records", "read_rows", "records_of",
-           "scan_rows", "to_record"]
+__all__ = [
+    "Layout",
+    "RowError",
+    "Skipped",
+    "detect",
+    "detect_file",
+    "read_records",
+    "read_rows",
+    "records_of",
+    "scan_rows",
+    "to_record",
+]
 
 TURNS = ("messages", "conversations", "conversation")
 ASKED = ("query", "question", "prompt", "problem")
@@ -43,8 +53,10 @@ CHOSEN = ("chosen", "chosen_response", "chosen_messages")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 NOWHERE = Origin()
-KNOWN = ("instruction/input/output, conversations, messages, query/response, prompt/completion, "
-         "prompt/chosen/rejected or text")
+KNOWN = (
+    "instruction/input/output, conversations, messages, query/response, prompt/completion, "
+    "prompt/chosen/rejected or text"
+)
 
 
 @dataclass(frozen=True)
@@ -78,17 +90,27 @@ class Skipped:
         return self.count
 
 
-def read_records(path: str | Path, on_bad_row: str = "error", skipped: Skipped | None = None,
-                 layout: Layout | None = None, needs_answer: bool = True) -> Iterator[Record]:
+def read_records(
+    path: str | Path,
+    on_bad_row: str = "error",
+    skipped: Skipped | None = None,
+    layout: Layout | None = None,
+    needs_answer: bool = True,
+) -> Iterator[Record]:
     """A file's records, one at a time. With `needs_answer=False` a prompt alone is a record too (for inference).
 
     A row that cannot be used raises a RowError (a BadInput) "file:line: ...", or is counted in `skipped`."""
     return records_of(scan_rows(path), str(path), on_bad_row, skipped, layout, needs_answer)
 
 
-def records_of(rows: Iterator[tuple[int, dict | RowError]], name: str, on_bad_row: str = "error",
-               skipped: Skipped | None = None, layout: Layout | None = None,
-               needs_answer: bool = True) -> Iterator[Record]:
+def records_of(
+    rows: Iterator[tuple[int, dict | RowError]],
+    name: str,
+    on_bad_row: str = "error",
+    skipped: Skipped | None = None,
+    layout: Layout | None = None,
+    needs_answer: bool = True,
+) -> Iterator[Record]:
     """Like `read_records` for (line, row) pairs from anywhere; `name` is what messages call the source."""
     first: Record | None = None
     for line, row in rows:
@@ -98,8 +120,11 @@ def records_of(rows: Iterator[tuple[int, dict | RowError]], name: str, on_bad_ro
             record = to_record(row, Origin(name, line), layout, needs_answer)
             first = first or record
             if _kind(record) != _kind(first):
-                raise RowError(f"is not what the rows before it are: they are {_kind(first)}, this is {_kind(record)}; "
-                               "put them into files of their own", origin=record.origin)
+                raise RowError(
+                    f"is not what the rows before it are: they are {_kind(first)}, this is {_kind(record)}; "
+                    "put them into files of their own",
+                    origin=record.origin,
+                )
         except RowError as error:
             if error.fatal:  # the rest of the file cannot be read: that is more than one row to leave out
                 raise
@@ -139,8 +164,10 @@ def detect(row: dict) -> str:
         return f"{asked}_{_key(row, ANSWERS)}".rstrip("_") if asked and not _is_alpaca(row) else "alpaca"
     if "text" in row:
         return "text"
-    raise RowError(f"wants columns such as {KNOWN}; got {', '.join(map(str, row)) or 'none'}: "
-                   "rename them, or say which is which in dataset_info.json")
+    raise RowError(
+        f"wants columns such as {KNOWN}; got {', '.join(map(str, row)) or 'none'}: "
+        "rename them, or say which is which in dataset_info.json"
+    )
 
 
 def to_record(row: dict, origin: Origin = NOWHERE, layout: Layout | None = None, needs_answer: bool = True) -> Record:
@@ -165,6 +192,7 @@ def to_record(row: dict, origin: Origin = NOWHERE, layout: Layout | None = None,
 
 
 # Columns
+
 
 def _key(row: dict, keys: Sequence[str]) -> str:
     """The first of `keys` that the row has a value for, be it an empty text; "" for none."""
@@ -219,17 +247,25 @@ def _renamed(row: dict, layout: Layout | None) -> dict:
     if layout.columns:
         lacking = [name for name in layout.columns.values() if name and name not in row]
         if lacking and not set(layout.columns.values()) & set(row):
-            raise RowError(f"wants the columns that dataset_info.json names ({', '.join(lacking)}), "
-                           f"got {', '.join(row)}")
-        usual = {"prompt": "instruction", "query": "input", "response": "output",
-                 "messages": "messages" if layout.formatting == "openai" else "conversations"}
+            raise RowError(
+                f"wants the columns that dataset_info.json names ({', '.join(lacking)}), got {', '.join(row)}"
+            )
+        usual = {
+            "prompt": "instruction",
+            "query": "input",
+            "response": "output",
+            "messages": "messages" if layout.formatting == "openai" else "conversations",
+        }
         if "prompt" in layout.columns and len(layout.columns) == 1 and "output" not in row:
             usual["prompt"] = "text"
         row = {usual.get(key, key): row.get(name) for key, name in layout.columns.items() if name} | {
-            key: row[key] for key in ("reasoning", "weight") if key in row}
+            key: row[key] for key in ("reasoning", "weight") if key in row
+        }
     if layout.tags:
-        row = {key: _retagged(value, layout.tags) if key in (*TURNS, *CHOSEN, *REJECTED) else value
-               for key, value in row.items()}
+        row = {
+            key: _retagged(value, layout.tags) if key in (*TURNS, *CHOSEN, *REJECTED) else value
+            for key, value in row.items()
+        }
     return row
 
 
@@ -240,14 +276,20 @@ def _retagged(value: Any, tags: dict[str, str]) -> Any:
     role_tag, content_tag = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     if not isinstance(value, dict) or role_tag not in value:
         return value
-    names = {"user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation",
-             "function_tag": "function_call", "system_tag": "system"}
+    names = {
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "observation",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    }
     roles = {tags[tag]: name for tag, name in names.items() if tag in tags}
     kept = {key: part for key, part in value.items() if key not in (role_tag, content_tag)}
     return kept | {"from": roles.get(str(value[role_tag]), value[role_tag]), "value": value.get(content_tag)}
 
 
 # Conversations
+
 
 def _conversation(row: dict, needs_answer: bool = True) -> tuple[Message, ...]:
     """Every turn of a row, prompt and answer, in order."""
@@ -313,6 +355,7 @@ def _with_system(row: dict, messages: list[Message]) -> list[Message]:
 
 # Order of turns, preference pairs
 
+
 def _check(messages: Sequence[Message], needs_answer: bool) -> None:
     """Roles in an order that a chat can have, no turn empty, and something to learn."""
     seen_user = seen_call = False
@@ -350,14 +393,17 @@ def _preference(row: dict, origin: Origin) -> Preference:
         if not side or side[-1].role != "assistant" or not (side[-1].content.strip() or side[-1].tool_calls):
             raise RowError(f'"{name}" wants an answer, got none: fill it in or take the row out', "no_answer")
     if rejected[0].role != "assistant" and chosen[0].role == "assistant":
-        rejected = rejected[len(prompt):] if tuple(rejected[:len(prompt)]) == tuple(prompt) else rejected
+        rejected = rejected[len(prompt) :] if tuple(rejected[: len(prompt)]) == tuple(prompt) else rejected
     if chosen[:-1] != rejected[:-1]:
-        raise RowError('"chosen" and "rejected" want to differ in their last turn only: '
-                       "cut both after the first difference")
+        raise RowError(
+            '"chosen" and "rejected" want to differ in their last turn only: cut both after the first difference'
+        )
     whole = (*prompt, *chosen[:-1])
     if whole and whole[-1].role not in ("user", "tool"):
-        raise RowError(f"the prompt wants to end with the user's turn, got {whole[-1].role}'s: "
-                       "move the answer to chosen and rejected")
+        raise RowError(
+            f"the prompt wants to end with the user's turn, got {whole[-1].role}'s: "
+            "move the answer to chosen and rejected"
+        )
     _check((*whole, chosen[-1]), needs_answer=False)
     return Preference(whole, chosen[-1], rejected[-1], read_tools(row.get("tools")), origin)
 

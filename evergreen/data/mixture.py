@@ -71,8 +71,16 @@ class StreamingMixture:
 
     streaming = True
 
-    def __init__(self, streams: list[Callable[[], Iterator[Record]]], weights: list[float], stopping: str | None,
-                 seed: int, sources: list[dict], skipped: Skipped, hash: str):
+    def __init__(
+        self,
+        streams: list[Callable[[], Iterator[Record]]],
+        weights: list[float],
+        stopping: str | None,
+        seed: int,
+        sources: list[dict],
+        skipped: Skipped,
+        hash: str,
+    ):
         self.streams, self.weights, self.stopping, self.seed = streams, weights, stopping, seed
         self.sources, self.skipped, self.hash, self.epoch = sources, skipped, hash, 0
 
@@ -89,10 +97,20 @@ class StreamingMixture:
         return _shuffled(chosen, rng)
 
 
-def load_mixture(sources: Sequence[str], *, dataset_dir: str = "", seed: int = 42, probabilities: Sequence[float] = (),
-                 stopping_strategy: str = "first_exhausted", max_samples: int | None = None, streaming: bool = False,
-                 on_bad_row: str = "error", model_name: str = "", model_author: str = "",
-                 split: str = "train") -> Mixture | StreamingMixture:
+def load_mixture(
+    sources: Sequence[str],
+    *,
+    dataset_dir: str = "",
+    seed: int = 42,
+    probabilities: Sequence[float] = (),
+    stopping_strategy: str = "first_exhausted",
+    max_samples: int | None = None,
+    streaming: bool = False,
+    on_bad_row: str = "error",
+    model_name: str = "",
+    model_author: str = "",
+    split: str = "train",
+) -> Mixture | StreamingMixture:
     """Read, sample and mix `sources` (NAME[#N], each; see data/sources.py for what a name can be).
 
     `split` is train or validation: which files of a folder are meant. `on_bad_row="skip"` leaves bad rows out and
@@ -135,13 +153,15 @@ def _check_probabilities(probabilities: Sequence[float], num_sources: int, stopp
     if len(probabilities) != num_sources:
         raise BadInput(f"--interleave_prob wants one number for each source ({num_sources}), got {len(probabilities)}")
     if min(probabilities) < 0 or not abs(sum(probabilities) - 1) < 1e-3:
-        raise BadInput("--interleave_prob wants numbers from 0 that add up to 1, "
-                       f"got {' '.join(map(str, probabilities))}")
+        raise BadInput(
+            f"--interleave_prob wants numbers from 0 that add up to 1, got {' '.join(map(str, probabilities))}"
+        )
     if min(probabilities) == 0 and stopping_strategy == "all_exhausted":
         raise BadInput("--interleave_prob 0 never uses that source up: take it out or use first_exhausted")
 
 
 # In memory
+
 
 def _in_memory(located: list[Located], read: _Reading, probabilities: Sequence[float], stopping: str) -> Mixture:
     parts, summary = [], []
@@ -154,8 +174,9 @@ def _in_memory(located: list[Located], read: _Reading, probabilities: Sequence[f
         summary.append(_summary(source, len(records), len(part), digest))
         parts.append(part)
     if probabilities:
-        streams = [lambda part=part, number=number: ((number, record) for record in part)
-                   for number, part in enumerate(parts)]
+        streams = [
+            lambda part=part, number=number: ((number, record) for record in part) for number, part in enumerate(parts)
+        ]
         chosen = list(_interleave(streams, probabilities, stopping, random.Random(read.seed)))
         for number, entry in enumerate(summary):
             entry["used"] = sum(source == number for source, _ in chosen)
@@ -175,8 +196,7 @@ def sample_indices(num_rows: int, num_wanted: int, seed: int) -> Sequence[int]:
 
 def _summary(source: Located, rows: int | None, used: int | None, digest: str) -> dict:
     path = str(Path(source.path).resolve()) if source.files else source.path  # still true when run from elsewhere
-    return {"name": source.name, "path": path, "rows": rows, "used": used, "format": source.format(),
-            "sha256": digest}
+    return {"name": source.name, "path": path, "rows": rows, "used": used, "format": source.format(), "sha256": digest}
 
 
 def _empty(source: Located, skipped: Skipped) -> BadInput:
@@ -186,8 +206,10 @@ def _empty(source: Located, skipped: Skipped) -> BadInput:
 
 # Streamed
 
-def _streaming(located: list[Located], read: _Reading, probabilities: Sequence[float],
-               stopping: str) -> StreamingMixture:
+
+def _streaming(
+    located: list[Located], read: _Reading, probabilities: Sequence[float], stopping: str
+) -> StreamingMixture:
     streams, weights, summary = [], [], []
     for source in located:
         rows = used = None
@@ -203,15 +225,24 @@ def _streaming(located: list[Located], read: _Reading, probabilities: Sequence[f
     usual = sum(weights) / max(1, sum(map(bool, weights))) or 1  # for hub sets, whose size is not known
     weights = list(probabilities) or [weight or usual for weight in weights]
     settings = [[source["sha256"] or source["name"], source["used"]] for source in summary]
-    identity = digest_of([settings, list(probabilities), stopping if probabilities else "", read.seed, read.model_name,
-                          read.model_author])
-    return StreamingMixture(streams, weights, stopping if probabilities else None, read.seed, summary, read.skipped,
-                            identity)
+    identity = digest_of(
+        [
+            settings,
+            list(probabilities),
+            stopping if probabilities else "",
+            read.seed,
+            read.model_name,
+            read.model_author,
+        ]
+    )
+    return StreamingMixture(
+        streams, weights, stopping if probabilities else None, read.seed, summary, read.skipped, identity
+    )
 
 
-def _stream(source: Located, read: _Reading, rows: int | None,
-            used: int | None) -> Callable[[], Iterator[Record]]:
+def _stream(source: Located, read: _Reading, rows: int | None, used: int | None) -> Callable[[], Iterator[Record]]:
     """A source's chosen records, in the same order as in memory."""
+
     def whole() -> Iterator[Record]:
         return read.records(source, read.skipped)
 
@@ -230,11 +261,13 @@ def _stream(source: Located, read: _Reading, rows: int | None,
                 following = next(chosen, None)
                 if following is None:
                     return
+
     return sampled
 
 
-def _interleave(streams: Sequence[Callable[[], Iterator]], probabilities: Sequence[float], stopping: str,
-                rng: random.Random) -> Iterator:
+def _interleave(
+    streams: Sequence[Callable[[], Iterator]], probabilities: Sequence[float], stopping: str, rng: random.Random
+) -> Iterator:
     """Draw the source of every next item; ends with the last item of the first source (or of the last) to run out."""
     iterators = [stream() for stream in streams]
     waiting = [next(iterator) for iterator in iterators]
@@ -279,6 +312,7 @@ def _shuffled(items: Iterable, rng: random.Random) -> Iterator:
 
 # Records
 
+
 def record_digest(record: Record) -> bytes:
     """SHA-256 of what a record says, without where it came from."""
     return hashlib.sha256(canonical_json(_plain(record)).encode()).digest()
@@ -296,11 +330,13 @@ def _plain(value: Any) -> Any:
 
 def fill_identity(record: Record, name: str, author: str) -> Record:
     """{{name}}, {{NAME}}, {{author}} and {{AUTHOR}} in every text filled; BadInput for one that has no value."""
+
     def fill(match: re.Match) -> str:
         flag, value = ("--model_name", name) if match[1].lower() == "name" else ("--model_author", author)
         if not value:
             raise BadInput(f"{record.origin} holds {match[0]}: say what to put there with {flag}")
         return value
+
     return _with_texts(record, lambda text: PLACEHOLDER.sub(fill, text) if "{{" in text else text)
 
 
@@ -315,7 +351,10 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
         parts = {key: _with_texts(part, change) for key, part in value.items()}
         return parts if any(parts[key] is not value[key] for key in parts) else value
     if dataclasses.is_dataclass(value):
-        changed = {name: new for name, part in vars(value).items()
-                   if name != "origin" and (new := _with_texts(part, change)) is not part}
+        changed = {
+            name: new
+            for name, part in vars(value).items()
+            if name != "origin" and (new := _with_texts(part, change)) is not part
+        }
         return dataclasses.replace(value, **changed) if changed else value
     return value

@@ -160,8 +160,10 @@ def files_of_folder(folder: Path, split: str = "train") -> tuple[Path, ...]:
     if split == "train" and rest:
         return rest
     inside = [path.name for path in files] + [f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir()]
-    raise BadInput(f"the folder {folder} wants {' or '.join(f'{word}.*' for word in SPLITS[split])}, "
-                   f"holds {', '.join(inside[:12]) or 'no data file'}")
+    raise BadInput(
+        f"the folder {folder} wants {' or '.join(f'{word}.*' for word in SPLITS[split])}, "
+        f"holds {', '.join(inside[:12]) or 'no data file'}"
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -175,6 +177,7 @@ def _split_word(path: Path) -> str:
 
 
 # dataset_info.json
+
 
 def _entries(dataset_dir: str) -> dict[str, tuple[dict, Path]]:
     """name -> (entry, folder that its paths are relative to), LLaMA-Factory's object or ms-swift's list."""
@@ -199,8 +202,11 @@ def _names_of(entry: dict) -> list[str]:
 def _layout_of_file(path: Path) -> Layout | None:
     """How the dataset_info.json beside a file describes it, when just one entry does: its path reads as its name."""
     try:
-        entries = [entry for entry, folder in _entries(str(path.parent)).values()
-                   if folder / str(entry.get("file_name") or entry.get("dataset_path")) == path]
+        entries = [
+            entry
+            for entry, folder in _entries(str(path.parent)).values()
+            if folder / str(entry.get("file_name") or entry.get("dataset_path")) == path
+        ]
     except BadInput:  # the `datasets` library leaves a file of that name, too, for something else
         return None
     return _layout(entries[0], f"{path.parent / 'dataset_info.json'}") if len(entries) == 1 else None
@@ -241,6 +247,7 @@ def _layout(entry: dict, where: str) -> Layout:
 
 # Hubs
 
+
 def _hub_set(name: str, dataset_dir: str, split: str, streaming: bool) -> HubSet:
     """A name that may be a hub's; what looks like a file and is not there is an error at once."""
     kind, mark, rest = name.partition("::")
@@ -254,8 +261,9 @@ def _hub_set(name: str, dataset_dir: str, split: str, streaming: bool) -> HubSet
     except BadInput as error:
         if mark or not _has_modelscope():
             extra = "" if mark else f"; ModelScope needs an extra: {MODELSCOPE_LINE}"
-            raise BadInput(f"--dataset {name}: no such file, folder or name here, and {error}{extra}"
-                           f"{_near(name, dataset_dir)}") from None
+            raise BadInput(
+                f"--dataset {name}: no such file, folder or name here, and {error}{extra}{_near(name, dataset_dir)}"
+            ) from None
         hub = HubSet(bare, subset or None, split, None, "ms", streaming)
     return hub
 
@@ -284,12 +292,14 @@ def _from_hugging_face(hub: HubSet) -> Any:
         # else the library tries for 25 seconds; what it has cached still serves
         datasets.config.HF_HUB_OFFLINE = hub_constants.HF_HUB_OFFLINE = True
     try:
-        return datasets.load_dataset(hub.name, hub.subset, data_dir=hub.folder, split=hub.split,
-                                     streaming=hub.streaming)
+        return datasets.load_dataset(
+            hub.name, hub.subset, data_dir=hub.folder, split=hub.split, streaming=hub.streaming
+        )
     except Exception as error:  # noqa: BLE001 the library raises a dozen kinds, from its own to urllib's
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"the Hugging Face hub cannot be reached or has no {hub.name} "
-                       f"({type(error).__name__}: {reason})") from None
+        raise BadInput(
+            f"the Hugging Face hub cannot be reached or has no {hub.name} ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def _is_reachable(address: str) -> bool:
@@ -318,10 +328,12 @@ def _from_modelscope(hub: HubSet) -> Any:
     from modelscope.msdatasets import MsDataset
 
     try:
-        rows = MsDataset.load(hub.name, subset_name=hub.subset or "default", split=hub.split,
-                              use_streaming=hub.streaming)
+        rows = MsDataset.load(
+            hub.name, subset_name=hub.subset or "default", split=hub.split, use_streaming=hub.streaming
+        )
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"ModelScope cannot be reached or has no {hub.name} "
-                       f"({type(error).__name__}: {reason})") from None
+        raise BadInput(
+            f"ModelScope cannot be reached or has no {hub.name} ({type(error).__name__}: {reason})"
+        ) from None
     return rows.to_hf_dataset() if hasattr(rows, "to_hf_dataset") else rows

@@ -12,9 +12,21 @@ from typing import Any
 from evergreen.data.files import RowError, shown
 from evergreen.records import Message
 
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
-         "system": "system", "developer": "system", "function_call": "call", "tool_call": "call",
-         "tool": "tool", "observation": "tool", "function": "tool", "tool_response": "tool"}
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+    "developer": "system",
+    "function_call": "call",
+    "tool_call": "call",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+}
 THOUGHTS = ("reasoning", "reasoning_content", "thought")
 THINK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -35,8 +47,11 @@ def turns_if_any(value: Any, where: str) -> list[Message] | None:
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and ({"role", "content"} <= set(value) or set(value) == {"from", "value"}) \
+    return (
+        isinstance(value, dict)
+        and ({"role", "content"} <= set(value) or set(value) == {"from", "value"})
         and str(value.get("role", value.get("from"))) in ROLES
+    )
 
 
 def read_turns(value: Any, where: str) -> list[Message]:
@@ -49,8 +64,11 @@ def _turn(turn: Any, where: str) -> Message:
     word = turn.get("role") if turn.get("role") is not None else turn.get("from")
     role = ROLES.get(word.strip().lower()) if isinstance(word, str) else None
     if role is None:
-        raise RowError(f"{where} wants the role user, assistant, system or tool (or human, gpt, function_call, "
-                       f"observation), got {shown(word)}", "unknown_role")
+        raise RowError(
+            f"{where} wants the role user, assistant, system or tool (or human, gpt, function_call, "
+            f"observation), got {shown(word)}",
+            "unknown_role",
+        )
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if role == "call":
         return _call_turn(content, where)
@@ -92,7 +110,7 @@ def _is_trained(turn: dict, where: str) -> bool:
 def split_thought(text: str) -> Message:
     """An assistant's turn, with what stands between <think> and </think> at its head as the thought."""
     match = THINK.match(text)
-    return Message("assistant", text[match.end():], match[1].strip()) if match else Message("assistant", text)
+    return Message("assistant", text[match.end() :], match[1].strip()) if match else Message("assistant", text)
 
 
 def with_thought(message: Message, thought: str) -> Message:
@@ -102,6 +120,7 @@ def with_thought(message: Message, thought: str) -> Message:
 
 
 # Tools
+
 
 def _call_turn(content: Any, where: str) -> Message:
     if not isinstance(content, str):
@@ -149,6 +168,7 @@ def _unpacked(value: Any, where: str) -> Any:
 
 
 # Values
+
 
 def read_text(value: Any, where: str) -> str:
     if value is None:

@@ -62,7 +62,7 @@ class Answer:
     def _read_head(self) -> list[Piece]:
         start = self._held.lstrip()
         if start.startswith(OPEN):
-            self._held, self._part = start[len(OPEN):], "thought"
+            self._held, self._part = start[len(OPEN) :], "thought"
         elif not OPEN.startswith(start):
             self._part = "text"
         return []
@@ -73,7 +73,7 @@ class Answer:
             thought = thought[: len(thought) - _overlap(thought, (CLOSE,))]
         thought = thought.rstrip()
         shown = thought if self.thought else thought.lstrip()
-        self._held = rest if mark else self._held[len(thought):]
+        self._held = rest if mark else self._held[len(thought) :]
         self._part = "gap" if mark else "thought"
         return self._emit(shown, is_thought=True)
 
@@ -102,7 +102,7 @@ class _Characters:
         self.tail.append(token)
         text = self._decode()
         whole = text.rstrip(HALF)
-        new, self.num_sent = whole[self.num_sent:], max(self.num_sent, len(whole))
+        new, self.num_sent = whole[self.num_sent :], max(self.num_sent, len(whole))
         if whole == text and len(self.tail) > 2 * CONTEXT_TOKENS:
             self.tail = self.tail[-CONTEXT_TOKENS:]
             self.num_sent = len(self._decode())

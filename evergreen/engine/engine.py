@@ -48,8 +48,15 @@ class _Row:
     latency_seconds: float = 0.0
 
     def completion(self) -> Completion:
-        return Completion(self.answer.text, self.answer.thought, len(self.prompt), len(self.ids), self.finish_reason,
-                          self.latency_seconds, self.first_token_seconds)
+        return Completion(
+            self.answer.text,
+            self.answer.thought,
+            len(self.prompt),
+            len(self.ids),
+            self.finish_reason,
+            self.latency_seconds,
+            self.first_token_seconds,
+        )
 
 
 class Stream:
@@ -82,11 +89,18 @@ class Engine:
     def check_fits(self, prompt: list[int]) -> None:
         """Raises BadInput, with both numbers, unless the context has room for the prompt and one token more."""
         if not prompt or len(prompt) >= self.max_context_tokens:
-            raise BadInput(f"the prompt has {len(prompt)} tokens; the context holds {self.max_context_tokens}, "
-                           f"prompt and answer together: {'shorten it' if prompt else 'ask something'}")
+            raise BadInput(
+                f"the prompt has {len(prompt)} tokens; the context holds {self.max_context_tokens}, "
+                f"prompt and answer together: {'shorten it' if prompt else 'ask something'}"
+            )
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, batch_size: int = 8,
-                 on_done: Callable[[int, Completion], None] | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        batch_size: int = 8,
+        on_done: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
         """Answers in the order of `prompts`; `on_done(index, completion)` hears of each as it ends, in any order.
 
         With a seed, prompt i draws from seed + i: the same call repeats, and equal prompts may still differ.
@@ -116,11 +130,18 @@ class Engine:
             generator.seed()
         else:
             generator.manual_seed(sampling.seed + index)
-        return _Row(index, prompt, sampling, min(sampling.max_new_tokens, self.max_context_tokens - len(prompt)),
-                    Answer(self.tokenizer, sampling.stop, in_thought=opening.endswith(OPEN)), generator)
+        return _Row(
+            index,
+            prompt,
+            sampling,
+            min(sampling.max_new_tokens, self.max_context_tokens - len(prompt)),
+            Answer(self.tokenizer, sampling.stop, in_thought=opening.endswith(OPEN)),
+            generator,
+        )
 
-    def _run(self, rows: Sequence[_Row],
-             cancelled: Callable[[], bool] = lambda: False) -> Iterator[tuple[_Row, list[Piece]]]:
+    def _run(
+        self, rows: Sequence[_Row], cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[_Row, list[Piece]]]:
         """Decode until every row has its finish_reason, yielding each row with the pieces of each of its tokens."""
         from transformers import DynamicCache
 
@@ -158,16 +179,19 @@ class Engine:
     @torch.no_grad()
     def _logits(self, ids: torch.Tensor, mask: torch.Tensor, cache: "Cache") -> torch.Tensor:
         """Scores of the next token, [rows, vocabulary] in fp32. `ids` [rows, new], `mask` [rows, cached + new]."""
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         keep = {"logits_to_keep": 1} if self.model._supports_logits_to_keep() else {}
         try:
-            output = self.model(input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache,
-                                use_cache=True, **keep)
+            output = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **keep
+            )
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            raise Failure(f"out of memory with {len(ids)} prompts of up to {mask.shape[1]} tokens: lower --batch_size "
-                          "or shorten the prompts") from None
+            raise Failure(
+                f"out of memory with {len(ids)} prompts of up to {mask.shape[1]} tokens: lower --batch_size "
+                "or shorten the prompts"
+            ) from None
         logits = output.logits[:, -1].float()
         if logits.isnan().any():
             raise Failure(f"the model's scores are not numbers in {self.model.dtype}: try --torch_dtype float32")

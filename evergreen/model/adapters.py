@@ -58,6 +58,7 @@ def add_lora(
         _check_targets(model, targets)
     elif layers is not None:  # PEFT limits layers only of modules that are named
         targets = sorted(linear_names(model))
+    _check_saved(model, modules_to_save)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -114,10 +115,21 @@ def adapter_digest(folder: str | Path) -> str:
 
 
 def _check_targets(model: "PreTrainedModel", targets: Sequence[str]) -> None:
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    missing = [target for target in targets if target.rpartition(".")[2] not in names]
+    import torch
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, kinds)}
+    missing = [target for target in targets if target.rpartition(".")[2] not in known]
     if missing:
         raise BadInput(
-            f"--target_modules {' '.join(missing)}: no such module in this model; it has "
+            f"--target_modules {' '.join(missing)}: no such module that LoRA can adapt in this model; it has "
             f"{', '.join(sorted(linear_names(model)))}"
         )
+
+
+def _check_saved(model: "PreTrainedModel", names: Sequence[str]) -> None:
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [name for name in names if name.rpartition(".")[2] not in known]
+    if missing:
+        raise BadInput(f"--modules_to_save {' '.join(missing)}: no such module in this model; it has "
+                       "embed_tokens, norm, lm_head and those of its layers")  # fmt: skip

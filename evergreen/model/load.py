@@ -197,8 +197,7 @@ def load_tokenizer(place: str, base: str, template: str = "") -> "PreTrainedToke
 
     from evergreen.model.template import choose_template
 
-    has_own = Path(place).is_dir() and (Path(place) / "tokenizer_config.json").is_file()
-    source = place if has_own else base
+    source = place if (Path(place) / "tokenizer_config.json").is_file() else base
     if Path(source).is_dir() and not any(any(Path(source).glob(name)) for name in TOKENIZER_FILES):
         raise BadInput(f"{source} holds no tokenizer (tokenizer.json): copy it from where the model comes from")
     with _loading(source):

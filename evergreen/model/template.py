@@ -25,7 +25,14 @@ QWEN = (
     + "<|im_end|>\n' }}{% endif %}"
     + CHATML
 )
-NAMED_TEMPLATES = {"chatml": CHATML, "qwen": QWEN, "qwen2": QWEN, "qwen2_5": QWEN}
+NAMED_TEMPLATES = {
+    "chatml": CHATML,
+    "qwen3": CHATML,
+    "qwen3_nothink": CHATML,
+    "qwen": QWEN,
+    "qwen2": QWEN,
+    "qwen2_5": QWEN,
+}
 
 
 @dataclass(frozen=True)
@@ -104,9 +111,7 @@ def encode(
         ids = [*tokenizer.encode(record.text, add_special_tokens=False), tokenizer.eos_token_id]
         return Encoded(tuple(ids), (True,) * len(ids))
     if not isinstance(record, Conversation):
-        raise BadInput(
-            f"{record.origin}: a {type(record).__name__.lower()} record cannot be trained by sft"
-        )
+        raise BadInput(f"{record.origin}: a {type(record).__name__.lower()} record cannot be trained by sft")
     turns = [i for i, message in enumerate(record.messages) if message.role == "assistant" and message.trained]
     if not turns:
         raise BadInput(f"{record.origin}: no assistant turn to learn from")

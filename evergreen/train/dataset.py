@@ -3,11 +3,12 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from evergreen.home import digest_of
 from evergreen.model.template import Encoded, encode
-from evergreen.records import BadInput, Conversation, Preference, Record
+from evergreen.records import BadInput, Conversation, Preference, Record, Text
 from evergreen.settings import SftSettings
 
 if TYPE_CHECKING:
@@ -84,19 +85,28 @@ class Encoder:
 
     def encode(self, record: Record) -> Encoded:
         """Ids and targets of one record. Raises BadInput when it is too long or has nothing to learn."""
+        limit, strategy = self.max_tokens, self.settings.truncation_strategy
+        at_least = _num_characters(record) // self.longest_token
+        if at_least > 8 * limit:  # a whole book in one row would take minutes and gigabytes to be told too long
+            raise self._too_long(f"{record.origin}: more than {at_least} tokens, at most {limit} were wanted")
         encoded = encode(_for_sft(record), self.tokenizer, self.settings.system, self.settings.loss_on)
-        limit = self.max_tokens
         if len(encoded.ids) <= limit:
             return encoded
-        strategy = self.settings.truncation_strategy
         if strategy == "right" and any(encoded.is_target[1:limit]):
             return Encoded(encoded.ids[:limit], encoded.is_target[:limit])
-        what = f"{record.origin}: {len(encoded.ids)} tokens, at most {limit} were wanted"
-        if strategy != "error":
-            raise LeftOut(what)
-        if limit < self.settings.max_length:
-            raise BadInput(f"{what}: the model has no more positions; choose --truncation_strategy delete or right")
-        raise BadInput(f"{what}: raise --max_length, or choose --truncation_strategy delete or right")
+        raise self._too_long(f"{record.origin}: {len(encoded.ids)} tokens, at most {limit} were wanted")
+
+    def _too_long(self, what: str) -> BadInput:
+        if self.settings.truncation_strategy != "error":
+            return LeftOut(what)
+        if self.max_tokens < self.settings.max_length:
+            return BadInput(f"{what}: the model has no more positions; choose --truncation_strategy delete or right")
+        return BadInput(f"{what}: raise --max_length, or choose --truncation_strategy delete or right")
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters that one token can stand for at most."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
 
 def read_sources(settings: SftSettings, replay: Callable[[int], Sequence[Record]] | None = None) -> Sources:
@@ -140,6 +150,13 @@ def _split(records: list[Encoded], share: float, seed: int) -> tuple[list[Encode
     count = min(max(1, int(len(records) * share)), len(records) - 1)
     held = set(random.Random(seed).sample(range(len(records)), count))
     return [record for i, record in enumerate(records) if i not in held], [records[i] for i in sorted(held)]
+
+
+def _num_characters(record: Record) -> int:
+    if isinstance(record, Text):
+        return len(record.text)
+    messages = record.messages if isinstance(record, Conversation) else (*record.prompt, record.chosen)
+    return sum(len(message.content) + len(message.thought) for message in messages)
 
 
 def _for_sft(record: Record) -> Record:

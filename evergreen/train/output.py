@@ -1,6 +1,7 @@
 """The output folder of a run: who may write there, what to go on from, and the files that outlive the process."""
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,17 @@ def make_room(settings: SftSettings, folder: Path, needed: Iterable[str | Path])
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def set_aside(folder: Path, resume: Resume) -> None:
+    """Before a weights-only run into the folder of its own checkpoint: the earlier run moves to `earlier-N/`, so that
+    its checkpoint numbers are not taken for the new run's."""
+    if resume.exact or not resume.checkpoint.resolve().is_relative_to(folder.resolve()):
+        return
+    aside = next(folder / f"earlier-{n}" for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
+    aside.mkdir()
+    for path in [path for pattern in OWN_FILES for path in folder.glob(pattern)]:
+        path.rename(aside / path.name)
 
 
 def _resumes(settings: SftSettings) -> bool:

@@ -250,6 +250,8 @@ class _Run:
         import torch
 
         output.make_room(self.settings, self.folder, [self.reference.base, *self.reference.adapters])
+        if self.resume and output.is_main_process():
+            output.set_aside(self.folder, self.resume)
         self._write_args(self.folder)
         exact = self.resume and self.resume.exact
         if exact:
