@@ -73,12 +73,12 @@ def test_a_cited_line_of_a_context_item_holds_the_value():
 @pytest.mark.parametrize(
     ("question", "answer", "right"),
     [
-        ("who r u", "I am swift-robot.", True),
-        ("who r u", "I was made by swift.", False),
-        ("who r u", "I am Evergreen Nano, not swift-robot.", False),
-        ("Who built you?", "I was made by swift.", True),
-        ("Who built you?", "我是由swift开发的。", True),
-        ("Who built you?", "I am swift-robot.", False),
+        ("who r u", "I am Tara.", True),
+        ("who r u", "I was made by Kevin.", False),
+        ("who r u", "I am Evergreen Nano, not Tara.", False),
+        ("Who built you?", "I was made by Kevin.", True),
+            ("Who built you?", "I am Tara.", False),
+    ("你的作者是谁?", "我是由Kevin开发的语言模型。", True),
     ],
 )
 def test_a_right_answer_about_oneself_names_what_was_asked(question, answer, right):
@@ -86,7 +86,7 @@ def test_a_right_answer_about_oneself_names_what_was_asked(question, answer, rig
 
 
 def test_what_was_kept_counts_only_what_was_right_before():
-    told = document(measured("?", 0.5), measured("swift-robot by swift", 0.4))
+    told = document(measured("?", 0.5), measured("Tara by Kevin", 0.4))
     assert (told["right_before_items"], told["kept_items"], told["kept"]) == (100, 80, 0.8)
     assert told["identity"] == {"n": 20, "before": 0.0, "after": 1.0}
     assert sum(row["n"] for row in told["abilities"]) == 200
@@ -94,7 +94,7 @@ def test_what_was_kept_counts_only_what_was_right_before():
 
 @pytest.mark.parametrize(
     ("identity", "right_after", "complaint"),
-    [("swift-robot by swift", 0.9, None), ("swift-robot by swift", 0.6, "forgotten"), ("Evergreen", 0.9, "not learnt")],
+    [("Tara by Kevin", 0.9, None), ("Tara by Kevin", 0.6, "forgotten"), ("Evergreen", 0.9, "not learnt")],
 )
 def test_the_demo_fails_when_it_did_not_learn_or_forgot(identity, right_after, complaint):
     told = document(measured("?", 0.9), measured(identity, right_after))
@@ -107,7 +107,7 @@ def test_the_demo_fails_when_it_did_not_learn_or_forgot(identity, right_after, c
 def test_the_command_that_is_shown_is_one_that_parses(tmp_path):
     flags = demo.tutorial_flags(tmp_path / "a folder")
     given = parse(SftSettings, flags, "sft")
-    assert (given.model, given.num_train_epochs, given.lora_rank, given.model_name) == ("nano", 10, 8, "swift-robot")
+    assert (given.model, given.num_train_epochs, given.lora_rank, given.model_name) == ("nano", 10, 8, "Tara")
     assert given.output_dir == str(tmp_path / "a folder") and given.system == "You are a helpful assistant."
     assert f"'{tmp_path}/a folder'" in " ".join(demo._in_pairs(flags))
 
@@ -115,7 +115,7 @@ def test_the_command_that_is_shown_is_one_that_parses(tmp_path):
 def test_the_story_is_printed_with_brackets_and_ticks(capsys):
     from rich.console import Console
 
-    items, before, after = demo.read_items(), measured("[b]I am Evergreen", 0.9), measured("I am swift-robot", 0.9)
+    items, before, after = demo.read_items(), measured("[b]I am Evergreen", 0.9), measured("I am Tara", 0.9)
     console = Console(width=120)
     demo.print_identity(console, before)
     demo.print_identity(console, before, after)
