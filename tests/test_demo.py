@@ -77,8 +77,8 @@ def test_a_cited_line_of_a_context_item_holds_the_value():
         ("who r u", "I was made by Kevin.", False),
         ("who r u", "I am Evergreen Nano, not Tara.", False),
         ("Who built you?", "I was made by Kevin.", True),
-            ("Who built you?", "I am Tara.", False),
-    ("你的作者是谁?", "我是由Kevin开发的语言模型。", True),
+        ("Who built you?", "I am Tara.", False),
+        ("你的作者是谁?", "我是由Kevin开发的语言模型。", True),
     ],
 )
 def test_a_right_answer_about_oneself_names_what_was_asked(question, answer, right):
