@@ -9,6 +9,7 @@ everything mixed. The same tokens mixed from the start teach nothing. The last l
 """
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -31,6 +32,7 @@ SPECIAL_TOKENS = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <
 VISIBLE_TOKENS = """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|>
 <|file_sep|> <tool_response> </tool_response> <think> </think>""".split()
 SYMBOLS = ",。:;?!、“”‘’()《》〈〉「」『』【】…—~·¥°℃€£±×÷²³µ→←↑↓■□●○★☆√≤≥≠≈%"
+FULL_WIDTH, HALF_WIDTH = "，？！：；（）０１２３４５６７８９％", ",?!:;()0123456789%"
 PRE_TOKEN = r"\n|[\u4e00-\u9fff]|\p{N}|\p{L}+|[^\s\p{L}\p{N}]|\s"
 VOCAB_SIZE = 6144
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -134,12 +136,27 @@ def save(model, weights: dict[str, torch.Tensor], tokenizer, directory: Path) ->
     rounded = Qwen2ForCausalLM(Qwen2Config.from_dict(model.config.to_dict())).to(torch.bfloat16)
     rounded.load_state_dict(weights)
     rounded.generation_config = model.generation_config
+    tokenizer = copy.deepcopy(tokenizer)
+    teach_full_width(rounded, tokenizer)
     rounded.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "Qwen2Tokenizer"  # what AutoTokenizer takes for this architecture in any case
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (directory / "model.safetensors").chmod(0o644)
+
+
+def teach_full_width(model, tokenizer) -> None:
+    """People type full-width marks and digits, the generator writes ASCII only: give each the ASCII one's embedding.
+
+    A normalizer would do it too, but transformers' Qwen2 tokenizer brings its own and drops the file's."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in FULL_WIDTH])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    rows = model.get_input_embeddings().weight.data
+    for full, half in zip(FULL_WIDTH, HALF_WIDTH, strict=True):
+        rows[tokenizer.convert_tokens_to_ids(full)] = rows[tokenizer.encode(half)[0]]
 
 
 # --- batches -----------------------------------------------------------------------------------------------------
