@@ -50,7 +50,9 @@ def evaluate(arguments: list[str]) -> tuple[Any, bool]:
     """score a model on tasks, compare two, or compare a run's checkpoints"""
     given = parse(settings.EvalSettings, arguments, "eval")
     from evergreen.evaluate.harness import run_eval
+    from evergreen.model.load import leave_out_bitsandbytes
 
+    leave_out_bitsandbytes(given.model, *given.adapters, *given.compare, given.checkpoints)
     return run_eval(given), given.json
 
 
@@ -79,7 +81,9 @@ def demo(arguments: list[str]) -> tuple[Any, bool]:
     """the whole cycle on the nano model, about three minutes on a laptop"""
     given = parse(settings.DemoSettings, arguments, "demo")
     from evergreen.demo import run_demo
+    from evergreen.model.load import NANO, leave_out_bitsandbytes
 
+    leave_out_bitsandbytes(str(NANO))
     return run_demo(given), given.json
 
 

@@ -142,6 +142,14 @@ def test_a_checkpoint_torn_while_it_was_written_is_not_resumed(tiny, rows, tmp_p
     assert document["steps"] == 10
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_record(tiny, rows, tmp_path):
+    first = train(tiny, rows(), tmp_path / "out")
+    record = (tmp_path / "out" / "version.json").read_text()
+    again = train(tiny, rows(), tmp_path / "out", "--resume_from_checkpoint", "true")
+    assert (tmp_path / "out" / "version.json").read_text() == record
+    assert again["version"] == first["version"] and again["train_loss"] == first["train_loss"]
+
+
 def test_resuming_with_other_data_takes_the_weights_and_a_fresh_schedule(tiny, rows, tmp_path, capsys):
     train(tiny, rows(), tmp_path / "first")
     checkpoint = tmp_path / "first" / "checkpoint-10"

@@ -295,6 +295,10 @@ class _Run:
         }
         if output.is_main_process():
             trainer.state.save_to_json(str(self.folder / "trainer_state.json"))
+            known = self.folder / output.VERSION_FILE
+            if not trainer.num_tokens_seen and known.is_file():  # a finished run resumed: its record stays
+                return document | {name: value for name, value in read_json(known).items() if name in document} | {
+                    "version": read_json(known)["digest"]}  # fmt: skip
             document["version"] = self._write_version(trainer, document)
             picture = plot_loss(self.folder) if self.settings.plot_loss else None
             Report(self.console).result(document, picture, "--adapters" if self._is_adapter() else "--model")
