@@ -186,7 +186,9 @@ class Engine:
                 input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, **keep
             )
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            from evergreen.model.load import is_out_of_memory
+
+            if not is_out_of_memory(error):
                 raise
             raise Failure(
                 f"out of memory with {len(ids)} prompts of up to {mask.shape[1]} tokens: lower --batch_size "

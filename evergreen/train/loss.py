@@ -5,6 +5,7 @@ return {"loss": summed cross-entropy} without ever holding the logits of the who
 follow a packed row (see data/packing.py). Called without them it is the model that it was.
 """
 
+import functools
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -325,13 +326,8 @@ def _flex(
     return _compiled_flex()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
 
 
+@functools.cache
 def _compiled_flex() -> Any:
-    global _FLEX
-    if _FLEX is None:
-        from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-        _FLEX = torch.compile(flex_attention, dynamic=True)
-    return _FLEX
-
-
-_FLEX: Any = None
+    return torch.compile(flex_attention, dynamic=True)
