@@ -117,3 +117,47 @@ class Scores:
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit of the gate on one task. `value` and its 95% lower bound are fractions; `passed` None is undecided."""
+
+    name: str
+    task: str
+    value: float
+    low: float
+    limit: float
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a candidate. `items_needed` is how many items a task would have to have to decide."""
+
+    decision: Literal["promote", "reject", "undecided"]
+    reasons: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    advice: tuple[str, ...] = ()
+    items_needed: int | None = None
+
+    @property
+    def promoted(self) -> bool:
+        return self.decision == "promote"
+
+
+@dataclass(frozen=True)
+class Release:
+    """The unit of serving and of rollback, immutable. Models, adapters and parents are named by digest; `knowledge` is
+    "live" or a snapshot number; None stands for what is not there."""
+
+    id: str
+    base: str
+    adapter: str | None = None
+    knowledge: str = "live"
+    edits: str | None = None
+    prompt: dict | None = None  # {"system", "template"}
+    sampling: dict | None = None
+    parent: str | None = None
+    gate: dict | None = None
+    created: str = ""

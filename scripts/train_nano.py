@@ -295,15 +295,28 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.tokenizer = build_tokenizer()
         self.model = new_model(self.tokenizer)
+        if args.init_from:
+            self.go_on_from(Path(args.init_from))
         self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.optimizers = optimizers(self.model, args.learning_rate)
         self.stream = Stream(Encoder(self.tokenizer), args.seed, args.batch_tokens)
-        self.step = self.seen_tokens = 0
+        self.step, self.seen_tokens = 0, args.seen_tokens
         self.threads = ThreadPoolExecutor(args.num_threads)
         torch.set_num_threads(1)
         self.bf16 = args.dtype == "bfloat16" or args.dtype == "auto" and bf16_is_faster()
         if args.resume:
             self.restore()
+
+    def go_on_from(self, directory: Path) -> None:
+        """Begin with the weights of a finished model; its full-width tokens are made again by `save`."""
+        from safetensors.torch import load_file
+
+        weights = load_file(directory / "model.safetensors")
+        embeddings = "model.embed_tokens.weight"
+        weights[embeddings] = weights[embeddings][: len(self.tokenizer)]
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        if unexpected or set(missing) - {"lm_head.weight"}:
+            sys.exit(f"--init_from wants a model of this script, {directory} has other weights; leave it out to begin")
 
     @property
     def progress(self) -> float:
@@ -406,6 +419,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", default=str(NANO), help="where the finished model goes")
     parser.add_argument("--run_dir", default="outputs/nano", help="checkpoints; --resume reads them")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init_from", default="", help="begin with the weights of this model directory")
+    parser.add_argument("--seen_tokens", type=int, default=0, help="how many tokens those weights have seen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--total_tokens", type=int, default=27_200_000)
     parser.add_argument("--batch_tokens", type=int, default=1024, help="padded tokens in one forward pass")
