@@ -1,5 +1,6 @@
 """`evergreen COMMAND --flags`: parse, call, print. Everything slow is imported by the command that needs it."""
 
+import itertools
 import json
 import os
 import signal
@@ -18,21 +19,54 @@ from evergreen.records import BadInput, EvergreenError
 def sft(arguments: list[str]) -> tuple[Any, bool]:
     """fine-tune: lora, qlora, full or freeze"""
     given = parse(settings.SftSettings, arguments, "sft")
-    from functools import partial
-
-    from evergreen.continual.regularize import l2sp
-    from evergreen.continual.replay import replay_records
+    from evergreen.continual.parts import parts_of
     from evergreen.model.load import leave_out_bitsandbytes
     from evergreen.train.sft import run_sft
 
     if given.train_type != "qlora" and not given.quantization_bit:
         leave_out_bitsandbytes(given.model, given.prev_model, *given.adapters)
+    return run_sft(given, parts_of(given, *_on_policy(given))), given.json
 
-    penalty = partial(l2sp, alpha=given.regularization_alpha) if given.regularization_alpha else None
-    replay = (
-        partial(replay_records, given.prev_model, given.replay_samples, given.seed) if given.replay_samples else None
-    )
-    return run_sft(given, penalty, replay), given.json
+
+def _on_policy(given: settings.SftSettings) -> tuple[Callable, ...]:
+    """What --replay_answers onpolicy needs: the earlier run's model that answers, and the metric that judges."""
+    if given.replay_answers != "onpolicy" or not given.prev_model:
+        return ()
+    from evergreen.evaluate.harness import version_of
+    from evergreen.evaluate.onpolicy import answering
+
+    how = settings.EvalSettings(model=given.prev_model, system=given.system, template=given.template,
+                                torch_dtype=given.torch_dtype, device=given.device)  # fmt: skip
+    return answering(version_of(given.prev_model, given.adapters, how), how, given.seed)
+
+
+def evolve(arguments: list[str]) -> tuple[Any, ...]:
+    """learn increment after increment, measure forgetting, gate, release"""
+    given = parse(settings.EvolveSettings, _positional(arguments, "increments"), "evolve")
+    if given.print_gate:
+        from evergreen.evaluate.gates import as_yaml, gate_of
+
+        limits = gate_of(given)
+        print(as_yaml(limits) if limits else "off", end="" if limits else "\n")
+        return vars(limits) if limits else {}, given.json
+    from evergreen.loop import run_evolve
+    from evergreen.model.load import leave_out_bitsandbytes
+
+    if given.train_type != "qlora":
+        leave_out_bitsandbytes(given.model, *given.adapters)
+    document = run_evolve(given)
+    return document, given.json, REJECTED if document["rejected"] else 0
+
+
+def rebase(arguments: list[str]) -> tuple[Any, ...]:
+    """learn the increments of an evolve again on another base, and compare the two lines"""
+    given = parse(settings.RebaseSettings, _positional(arguments, "evolved"), "rebase")
+    from evergreen.loop import run_rebase
+    from evergreen.model.load import leave_out_bitsandbytes
+
+    leave_out_bitsandbytes(given.model)
+    document = run_rebase(given)
+    return document, given.json, REJECTED if document["rejected"] else 0
 
 
 def infer(arguments: list[str]) -> tuple[Any, bool]:
@@ -58,14 +92,10 @@ def evaluate(arguments: list[str]) -> tuple[Any, bool]:
 
 def data_check(arguments: list[str]) -> tuple[Any, bool]:
     """one report on data files: format, turns, lengths, duplicates, leakage"""
-    files = []
-    while arguments and not arguments[0].startswith("-"):
-        files.append(arguments.pop(0))
-    given = parse(settings.DataCheckSettings, arguments, "data check")
+    given = parse(settings.DataCheckSettings, _positional(arguments, "files"), "data check")
     from evergreen.data.check import run_check
     from evergreen.model.load import tokenizer_of
 
-    given.files = [*files, *given.files]
     return run_check(given, tokenizer_of), given.json
 
 
@@ -87,9 +117,13 @@ def demo(arguments: list[str]) -> tuple[Any, bool]:
     return run_demo(given), given.json
 
 
-COMMANDS: dict[str, Callable[[list[str]], tuple[Any, bool]]] = {
+REJECTED = 3  # exit code of an evolve in which an increment did not pass
+
+COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, whether --json, exit code if not 0)
     "demo": demo,
     "sft": sft,
+    "evolve": evolve,
+    "rebase": rebase,
     "infer": infer,
     "eval": evaluate,
     "data check": data_check,
@@ -98,7 +132,8 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, bool]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Exit code 0, 2 for bad input, 1 for a failure, 130 after Ctrl-C, 143 when told to terminate."""
+    """Run one command. Exit code 0, 2 for bad input, 1 for a failure, 3 when an increment did not pass the gate, 130
+    after Ctrl-C, 143 when told to terminate."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # OpenMP threads that spin while they wait fight any other process for the cores: beside one busy program six steps
     # on two cores took 109 s, and 3.9 s with threads that sleep. Read by libgomp when torch loads it.
@@ -115,11 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command, rest = _command(arguments)
         with _terminable():
-            document, wants_json = command(rest)
+            document, wants_json, *code = command(rest)
         if wants_json:
             sys.stdout.flush()
             print(json.dumps(document, ensure_ascii=False), flush=True)
-        return 0
+        return code[0] if code else 0
     except EvergreenError as error:
         return _say(error, error.exit_code)
     except KeyboardInterrupt:
@@ -184,6 +219,12 @@ def _command(arguments: list[str]) -> tuple[Callable, list[str]]:
         near = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")][:1]
     hint = f"; the nearest is {near[0]}" if near else ""
     raise BadInput(f"evergreen knows no command {arguments[0]!r}{hint} (evergreen --help lists all)")
+
+
+def _positional(arguments: list[str], flag: str) -> list[str]:
+    """`evolve dataset/ --model M` is `evolve --increments dataset/ --model M`."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    return [f"--{flag}", *words, *arguments[len(words) :]] if words else arguments
 
 
 def _say(message: object, code: int) -> int:

@@ -108,3 +108,21 @@ def disk_failure(error: BaseException, doing: str) -> Failure:
     if any(word in reason for word in TORCH_DISK_WORDS):
         reason = "a file could not be written to its end: the disk is full"
     return Failure(f"{doing} failed: {' '.join(reason.split())}" + (f" ({name})" if name else ""))
+
+
+def is_reachable(address: str) -> bool:
+    """Whether a connection to a URL's host opens within three seconds; behind a proxy nobody can say, so yes.
+
+    The hub's libraries would try for 25 to 50 seconds before they give up."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
+    if urllib.request.getproxies():
+        return True
+    parts = urllib.parse.urlsplit(address)
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False

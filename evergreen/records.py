@@ -121,19 +121,25 @@ class Scores:
 
 @dataclass(frozen=True)
 class Check:
-    """One limit of the gate on one task. `value` and its 95% lower bound are fractions; `passed` None is undecided."""
+    """One limit of the gate on one task. Differences and their one-sided 95% bounds are fractions, drift is in nats per
+    token and latency a ratio, both without bounds; `passed` None is undecided. A check that is not `required` has too
+    few items to be asked for: it can reject, and need not be passed."""
 
-    name: str
+    name: str  # gain, old, best, retention, drift or latency
     task: str
-    value: float
-    low: float
+    value: float | None  # None: not a number
+    low: float | None
     limit: float
     passed: bool | None
+    high: float | None = None
+    num_items: int = 0
+    items_needed: int | None = None  # of this task, to decide; only where undecided
+    required: bool = True
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a candidate. `items_needed` is how many items a task would have to have to decide."""
+    """What the gate says of a candidate. `items_needed` is how many items every undecided task would have to have."""
 
     decision: Literal["promote", "reject", "undecided"]
     reasons: tuple[str, ...] = ()

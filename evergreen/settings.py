@@ -149,10 +149,38 @@ class SftSettings(ModelSettings, DataSettings):
     resume_only_model: bool = option(False, "take the checkpoint's weights only: fresh schedule and optimizer")
 
     prev_model: str = option("", "learn on top of an earlier run's output", ())
+    chain: str = option(
+        "continue",
+        "what becomes of prev_model's adapter: trained further, left as it is below a new one, or merged into the base",
+        (),
+        ("continue", "stack", "merge"),
+    )
+    merge_chain: str = option(
+        "",
+        "also write output_dir/merged, one adapter that equals the chain: exactly (concat) or at a lower rank (svd)",
+        (),
+        ("", "concat", "svd"),
+    )
     replay_samples: float = option(
         0.0, "rows of prev_model's own data to mix in: below 1 a share of the new data, from 1 a count", (), at_least=0
     )
-    regularization_alpha: float = option(0.0, "L2-SP strength: pull towards the previous weights", (), at_least=0)
+    replay_answers: str = option(
+        "gold", "what replayed prompts are answered with: as recorded, or by prev_model", (), ("gold", "onpolicy")
+    )
+    general_replay: list[str] = option([], "sources FILE#N of general data, mixed in beside replay_samples")
+    regularization_alpha: float = option(0.0, "how strongly the model is held near its start; 0 is off", (), at_least=0)
+    regularization: str = option(
+        "l2sp",
+        "held by its weights (l2sp), by those that matter to old data (ewc), or by its answers to old data (kl)",
+        (),
+        ("l2sp", "ewc", "kl"),
+    )
+    orthogonal_lambda: float = option(
+        0.0, "O-LoRA: how strongly a stacked adapter keeps away from those below; 0 is off", (), at_least=0
+    )
+    unfreeze: str = option(
+        "", "auto: measure which layers gain without harm to old data, train those", (), ("", "auto")
+    )
 
 
 @dataclass
@@ -193,6 +221,51 @@ class EvalSettings(ModelSettings):
 
 
 @dataclass
+class EvolveSettings(SftSettings):
+    """Learn increment after increment: train, score everything so far, judge by the gate, release what passes."""
+
+    increments: str = option("", "a folder with base/, increment_1/, ... or a YAML list (also given without the flag)")
+    output_dir: str = option("evolved", "where every version, the matrix and the report go")
+    save_steps: int = option(20, "steps between two checkpoints: what a kill can cost", (), at_least=1)
+    save_total_limit: int | None = option(1, "checkpoints kept beside each increment's own adapter", (), at_least=1)
+    metric: str = option("auto", "exact, contains, choice, numeric, rouge_l, edit, sari, json or auto per dev set")
+    max_items: int | None = option(None, "at most so many items of each dev set", ("limit",), at_least=1)
+    max_new_tokens: int = option(256, "longest answer when scoring", ("max_tokens",), at_least=1)
+    eval_batch_size: int = option(16, "prompts generated at a time", (), at_least=1)
+    retention: list[str] = option([], "task files of general abilities that every version is scored on")
+    forward: bool = option(False, "score the dev sets that are still to come, too (forward transfer)")
+    allow_leak: bool = option(False, "train although rows repeat items of a dev or test set")
+    sweep: bool = option(True, "before a rejection, try 0.8, 0.6 and 0.4 of the step")
+    gate: str = option("", "a gate.yaml with limits, or off to let everything through")
+    print_gate: bool = option(False, "print the limits that would hold, as a gate.yaml, and stop")
+    min_gain: float | None = option(None, "gate: the new task must gain more than this (0)", (), at_least=-1, at_most=1)
+    max_drop: float | None = option(None, "gate: what an old task may lose (0.03)", (), above=0, at_most=1)
+    max_forgetting: float | None = option(
+        None, "gate: what an old task may lose against its best version (0.05)", (), above=0, at_most=1
+    )
+    max_retention_drop: float | None = option(
+        None, "gate: what a retention suite may lose (0.03)", (), above=0, at_most=1
+    )
+    max_drift: float | None = option(None, "gate: nats a token from the previous version (no limit)", (), above=0)
+    max_latency_ratio: float | None = option(None, "gate: answer time against the previous one (no limit)", (), above=0)
+    min_items: int | None = option(
+        None, "gate: a task with fewer items can reject, and need not be passed (0)", (), at_least=0
+    )
+    on_undecided: str | None = option(
+        None, "gate: what too few items lead to (reject)", (), ("reject", "promote")
+    )
+
+
+@dataclass
+class RebaseSettings(CommonSettings):
+    """Learn the increments of an evolve again on another base, and compare the two lines item by item."""
+
+    evolved: str = option("", "output folder of the evolve (also given without the flag)")
+    model: str = option("", "the newer base: a folder or a hub name", ("model_name_or_path",))
+    output_dir: str = option("", "where the new line goes (default: EVOLVED-on-MODEL)")
+
+
+@dataclass
 class DataCheckSettings(CommonSettings):
     """One report on data files: format, empty turns, roles, lengths, duplicates, leakage."""
 
@@ -201,6 +274,85 @@ class DataCheckSettings(CommonSettings):
     max_length: int = option(2048, "tokens a record may have", ("cutoff_len",), at_least=8)
     dataset_dir: str = option("", "folder with dataset_info.json")
     max_findings: int = option(50, "how many findings to print of each kind; --json lists all", (), at_least=1)
+
+
+@dataclass
+class ReleaseListSettings(CommonSettings):
+    """The releases there are, and what the aliases stable and candidate point to."""
+
+    all: bool = option(False, "also those that were pruned")
+
+
+@dataclass
+class ReleaseShowSettings(CommonSettings):
+    """A release with its lineage: versions, data, gate, moves; every file behind it is checked."""
+
+    release: str = option("", "an id, a version, a beginning of either, or an alias (also given without the flag)")
+
+
+@dataclass
+class ReleaseDiffSettings(CommonSettings):
+    """What differs between two releases: parts, prompt, gate, data, settings."""
+
+    releases: list[str] = option([], "the two releases (also given without the flag)")
+
+
+@dataclass
+class ReleaseCreateSettings(CommonSettings):
+    """Make a release by hand from a model or an adapter. It has no gate report, so promoting it wants --force."""
+
+    model: str = option("", "the base: a folder or a hub name (default: the adapter's own)", ("model_name_or_path",))
+    adapters: list[str] = option([], "the adapter: a run's output folder", ("adapter_name_or_path", "adapter"))
+    system: str | None = option(None, "system prompt (default: the run's)", ("default_system",))
+    template: str = option("", "chat template (default: the run's)")
+    parent: str = option("", "the release that this one comes after")
+
+
+@dataclass
+class ReleasePromoteSettings(CommonSettings):
+    """Point an alias at a release. stable wants a passed gate."""
+
+    release: str = option("", "an id, a version, a beginning of either, or an alias (also given without the flag)")
+    to: str = option("stable", "which alias moves", (), ("stable", "candidate"))
+    force: str = option("", "promote without a passed gate, for this reason, which is kept in the history")
+
+
+@dataclass
+class ReleaseRollbackSettings(CommonSettings):
+    """Take back the last promotion that still stands; a second rollback goes one further back."""
+
+    alias: str = option("stable", "which alias moves", (), ("stable", "candidate"))
+    reason: str = option("", "kept in the history")
+
+
+@dataclass
+class ReleasePruneSettings(CommonSettings):
+    """Free the disk from versions that no kept release runs on."""
+
+    keep: int = option(3, "how many promoted releases to keep, and how many of the newest", (), at_least=3)
+    dry_run: bool = option(False, "only say what would be freed")
+
+
+@dataclass
+class ReleaseHistorySettings(CommonSettings):
+    """Every move of an alias: when, what, from, to, who and why."""
+
+    alias: str = option("stable", "whose history (also given without the flag)", (), ("stable", "candidate"))
+
+
+@dataclass
+class BackupSettings(CommonSettings):
+    """The whole home in one file, also while others write to it."""
+
+    file: str = option("", "FILE.tar or FILE.tar.gz (also given without the flag)")
+
+
+@dataclass
+class RestoreSettings(CommonSettings):
+    """Bring a backup back, every file checked, into an empty or new --home."""
+
+    file: str = option("", "what backup wrote (also given without the flag)")
+    force: bool = option(False, "set aside what the home holds now, as HOME.earlier-1")
 
 
 @dataclass

@@ -176,6 +176,30 @@ def test_long_rows_are_counted_with_the_tokenizers_own_template(tmp_path):
     assert found(check([path]), "too_long") == []
 
 
+def test_of_an_absurdly_long_row_only_the_head_is_tokenised(tmp_path):
+    class Counting(Tokenizer):
+        most = 0
+
+        def __call__(self, texts, **more):
+            self.most = max(self.most, *map(len, texts))
+            return super().__call__(texts, **more)
+
+    tokenizer = Counting()
+    report = check([write(tmp_path / "a.jsonl", [row("q", "x" * 5_000_000)])], tokenizer, max_length=400)
+    assert found(report, "too_long") == [1] and "in its head alone" in report.findings[0].detail
+    assert tokenizer.most <= 32 * 400
+
+
+def test_a_long_row_whose_head_has_few_tokens_is_counted_whole(tmp_path):
+    class ByWords(Tokenizer):
+        def __call__(self, texts, **_):
+            return {"input_ids": [text.split() for text in texts]}
+
+    blank, full = row("q", "x" + " " * 90_000 + "y"), row("q", "x" + " " * 90_000 + "y " * 500)
+    report = check([write(tmp_path / "a.jsonl", [blank, full])], ByWords(), max_length=400)
+    assert found(report, "too_long") == [2] and "501 tokens, more" in report.findings[0].detail
+
+
 def test_a_preference_row_is_too_long_once_though_both_answers_are(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "c" * 900, "rejected": "r" * 1000}])
     (finding,) = check([path], Tokenizer(), max_length=500).findings

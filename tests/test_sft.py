@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from evergreen.continual.parts import parts_of
+from evergreen.data.parts import Parts
 from evergreen.model.load import NANO
 from evergreen.options import parse
-from evergreen.records import BadInput
+from evergreen.records import BadInput, Failure
 from evergreen.settings import SftSettings
 from evergreen.train.sft import run_sft
 
@@ -281,13 +284,169 @@ def test_an_increment_replays_the_data_of_the_run_before_it(tiny, rows, tmp_path
     assert json.loads(out.splitlines()[-1])["output_dir"] == str(tmp_path / "next")
 
 
-def test_the_lora_penalty_is_the_distance_of_effective_weights():
-    from evergreen.continual.regularize import lora_distance
+# staying close to an earlier run
 
-    torch.manual_seed(0)
-    a, b, a0, b0 = torch.randn(3, 7), torch.randn(5, 3), torch.randn(3, 7), torch.randn(5, 3)
-    dense = ((2.0 * b @ a - 2.0 * b0 @ a0) ** 2).sum()
-    assert torch.allclose(lora_distance(a, b, 2.0, a0, b0), dense, rtol=1e-5)
+
+@pytest.fixture(scope="session")
+def earlier(tiny, tmp_path_factory):
+    """A first run, and its data: what increments go on from."""
+    folder = tmp_path_factory.mktemp("earlier")
+    data = [{"instruction": f"old {i}", "output": f"旧答案 {i * 3}"} for i in range(12)]
+    (folder / "old.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    train(tiny, str(folder / "old.json"), folder / "run", "--num_train_epochs", 6)
+    return folder / "run"
+
+
+def next_run(earlier, data, out, *more, flags=BASE_FLAGS):
+    line = [*flags.split(), "--prev_model", str(earlier), "--dataset", data, "--output_dir", str(out), "--json"]
+    settings = parse(SftSettings, [*line, *map(str, more)], "sft")
+    return run_sft(settings, parts_of(settings))
+
+
+def distance(left, right):
+    left, right = weights(left), weights(right)
+    return sum(float((left[key].float() - right[key].float()).square().sum()) for key in left) ** 0.5
+
+
+@pytest.mark.parametrize("regularization", ["l2sp", "ewc"])
+def test_a_run_that_is_held_by_its_weights_ends_nearer_to_them(earlier, rows, tmp_path, regularization):
+    replay = ["--replay_samples", 6]
+    next_run(earlier, rows(), tmp_path / "free", *replay)
+    next_run(earlier, rows(), tmp_path / "held", *replay, "--regularization", regularization,
+             "--regularization_alpha", 10 if regularization == "l2sp" else 1e4)  # fmt: skip
+    assert distance(earlier, tmp_path / "held") < 0.8 * distance(earlier, tmp_path / "free")
+
+
+def test_a_run_that_is_held_by_its_answers_ends_nearer_to_them(rows, tmp_path):
+    """On nano: a random model's likeliest tokens are a hundredth of its mass, and say nothing of it."""
+    from evergreen.model.load import load_model
+    from evergreen.model.template import encode
+    from evergreen.records import Conversation, Message
+
+    old = [("法国的首都是哪里?", "巴黎。"), ("What is 3 plus 4?", "7"), ("把 apple 译成中文。", "苹果")]
+    before = load_model("nano", torch_dtype="float32")
+    talks = [encode(Conversation((Message("user", q), Message("assistant", a))), before.tokenizer) for q, a in old]
+
+    def said(model):
+        with torch.no_grad():
+            return [model(torch.tensor([talk.ids])).logits[0, :-1].log_softmax(-1)[list(talk.is_target[1:])]
+                    for talk in talks]  # fmt: skip
+
+    def apart(folder):
+        after = said(load_model(str(folder), torch_dtype="float32").model)
+        return sum(float((p.exp() * (p - q)).sum()) for p, q in zip(said(before.model), after, strict=True))
+
+    (tmp_path / "old.json").write_text(json.dumps([{"instruction": q, "output": a} for q, a in old]))
+    for name, close in (("free", []), ("held", ["--regularization", "kl", "--regularization_alpha", "20"])):
+        line = [*BASE_FLAGS.split(), "--model", "nano", "--dataset", rows(num=8), "--output_dir", str(tmp_path / name),
+                "--general_replay", str(tmp_path / "old.json"), "--lora_alpha", "8", *close]  # fmt: skip
+        settings = parse(SftSettings, line, "sft")
+        run_sft(settings, parts_of(settings))
+    assert apart(tmp_path / "held") < 0.5 * apart(tmp_path / "free")
+
+
+def test_full_weights_are_pulled_back_beside_the_loss(tiny, rows, tmp_path):
+    """With lr * alpha = 1 every update starts from the first weights: the run ends one step of Adam away from them."""
+    flags = BASE_FLAGS.replace("3e-3", "1e-3") + " --train_type full --lr_scheduler_type constant"
+    for name, alpha in (("free", 0), ("held", 1000)):
+        settings = parse(SftSettings, [*flags.split(), "--model", tiny, "--dataset", rows(), "--output_dir",
+                         str(tmp_path / name), "--regularization_alpha", str(alpha)], "sft")  # fmt: skip
+        run_sft(settings, parts_of(settings))
+    start, held, free = (weights(folder) for folder in (type(tmp_path)(tiny), tmp_path / "held", tmp_path / "free"))
+    furthest = [max(float((end[key] - start[key]).abs().max()) for key in start) for end in (held, free)]
+    assert furthest[0] < 3e-3 < furthest[1]
+
+
+def test_taught_rows_train_to_the_same_weights_packed_and_unpacked(earlier, rows, tmp_path):
+    more = ["--replay_samples", 8, "--regularization", "kl", "--regularization_alpha", 2, "--max_row_tokens", 90]
+    next_run(earlier, rows(), tmp_path / "packed", *more)
+    next_run(earlier, rows(), tmp_path / "plain", *more, "--packing", "false")
+    assert_same_weights(tmp_path / "packed", tmp_path / "plain", 2e-4)
+
+
+@pytest.mark.parametrize("how", ["kl", "ewc", "l2sp", "auto"])
+def test_a_killed_increment_ends_with_the_weights_and_figures_of_an_uninterrupted_one(earlier, rows, tmp_path, how):
+    close = ["--unfreeze", "auto"] if how == "auto" else ["--regularization", how, "--regularization_alpha", "0.5"]
+    more = ["--replay_samples", "6", "--lora_dropout", "0.1", "--save_steps", "4", *close]
+    whole = next_run(earlier, rows(), tmp_path / "whole", *more)
+    killed = next_run(earlier, rows(), tmp_path / "killed", *more)
+    for name in ("adapter_model.safetensors", "version.json"):
+        (tmp_path / "killed" / name).unlink()
+    for path in (tmp_path / "killed").glob("checkpoint-*"):
+        if path.name != "checkpoint-8":
+            shutil.rmtree(path)
+    again = next_run(earlier, rows(), tmp_path / "killed", *more, "--resume_from_checkpoint", "true")
+    assert again["version"] == killed["version"] == whole["version"] and again["steps"] == whole["steps"]
+    assert again["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
+    tokens = [json.loads((tmp_path / name / "version.json").read_text())["tokens"] for name in ("whole", "killed")]
+    assert tokens[0] == tokens[1] > 0
+
+
+@pytest.mark.parametrize("train_type", ["full", "lora"])
+def test_layers_that_were_not_chosen_stay_as_they_are_to_the_bit(tiny, earlier, rows, tmp_path, train_type):
+    parts = Parts(choose_layers=lambda model, new_rows, old_rows, row_loss: {1})
+    line = [*BASE_FLAGS.split(), "--train_type", train_type, "--dataset", rows(), "--output_dir", str(tmp_path / "out")]
+    start = type(tmp_path)(tiny) if train_type == "full" else earlier
+    name = "--model" if train_type == "full" else "--prev_model"
+    run_sft(parse(SftSettings, [*line, name, str(start), "--weight_decay", "0.1"], "sft"), parts)
+    before, after = weights(start), weights(tmp_path / "out")
+    changed = {key.split(".layers.")[1][0] for key in before
+               if ".layers." in key and not torch.equal(before[key], after[key])}  # fmt: skip
+    assert changed == {"1"}
+
+
+def test_the_penalty_is_logged_beside_the_loss(earlier, rows, tmp_path):
+    next_run(earlier, rows(), tmp_path / "next", "--regularization_alpha", 1, "--logging_steps", 1)
+    log = [json.loads(line) for line in (tmp_path / "next" / "trainer_log.jsonl").read_text().splitlines()]
+    assert log[0]["penalty"] < 1e-4 < log[-1]["penalty"]
+
+
+def test_a_stacked_adapter_keeps_away_from_the_one_below(earlier, rows, tmp_path):
+    def overlap(folder):
+        pairs = [(weights(folder)[key], a) for key, a in weights(earlier).items() if "lora_A" in key]
+        return float(sum((mine @ a.t()).abs().sum() for mine, a in pairs))
+
+    for name, strength in (("free", 0), ("apart", 1)):
+        next_run(earlier, rows(), tmp_path / name, "--chain", "stack", "--orthogonal_lambda", strength)
+    assert overlap(tmp_path / "apart") < 0.8 * overlap(tmp_path / "free")
+    version = json.loads((tmp_path / "apart" / "version.json").read_text())
+    assert [link["digest"] for link in version["chain"]] == [version["parent"]]
+
+
+def test_a_checkpoint_of_a_stacked_adapter_finds_the_one_below_from_its_own_place(earlier, rows, tmp_path):
+    from evergreen.model.load import resolve
+
+    next_run(earlier, rows(), tmp_path / "next", "--chain", "stack")
+    found = resolve(str(tmp_path / "next" / "checkpoint-10"))
+    assert [path.resolve() for path in found.adapters] == [earlier.resolve(), tmp_path / "next" / "checkpoint-10"]
+    [link] = json.loads((tmp_path / "next" / "checkpoint-10" / "args.json").read_text())["chain"]
+    assert (tmp_path / "next" / "checkpoint-10" / link["relative"]).resolve() == earlier.resolve()
+
+
+def test_replayed_rows_are_counted_apart_from_the_runs_own(earlier, rows, tmp_path):
+    general = rows("general.json", num=7, start=200)
+    next_run(earlier, rows(), tmp_path / "next", "--replay_samples", 4, "--general_replay", f"{general}#3")
+    args = json.loads((tmp_path / "next" / "args.json").read_text())
+    assert args["replayed"] == 7 and [source["name"] for source in args["sources"]] == [rows()]
+    assert args["settings"]["general_replay"] == [f"{general}#3"]
+    version = json.loads((tmp_path / "next" / "version.json").read_text())
+    assert version["data"]["rows"] == 25 and version["data"]["replayed"] == 7
+
+
+def test_held_out_rows_are_never_replayed_ones(earlier, rows, tmp_path):
+    from evergreen.train.dataset import Encoder, encode_sources, read_sources
+
+    settings = parse(SftSettings, ["--dataset", rows(), "--split_dataset_ratio", "0.5"], "sft")
+    sources = read_sources(settings, lambda num_new: [record for record in read_sources(settings).mixture][:5])
+    data = encode_sources(sources, Encoder(AutoTokenizer.from_pretrained(NANO), settings, 512))
+    assert (len(data.new), len(data.evaluation), len(data.old)) == (9, 9, 5)
+
+
+def test_old_checkpoints_make_room_and_the_finished_adapter_stays(earlier, rows, tmp_path):
+    next_run(earlier, rows(), tmp_path / "next", "--save_steps", 2, "--save_total_limit", 1)
+    assert [path.name for path in (tmp_path / "next").glob("checkpoint-*")] == ["checkpoint-10"]
+    assert (tmp_path / "next" / "adapter_model.safetensors").is_file()
+    assert (earlier / "adapter_model.safetensors").is_file()
 
 
 def test_eval_steps_without_data_is_said_and_the_run_goes_on(tiny, rows, tmp_path, capsys):
@@ -317,6 +476,23 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny, rows, tmp_path):
     assert "local models" in refusal("nobody/no-such-model", tmp_path)
     assert "GPU" in refusal(tiny, tmp_path, "--fp16")
     assert "--prev_model" in refusal(tiny, tmp_path, "--replay_samples", 5)
+    assert refusal(tiny, tmp_path, "--val_dataset", tmp_path / "gone.json").startswith("--val_dataset")
+
+
+def test_continual_flags_that_contradict_each_other_are_refused(tiny, rows, tmp_path):
+    rows()
+    alpha = ("--regularization_alpha", 1)
+    assert "--regularization_alpha" in refusal(tiny, tmp_path, "--regularization", "kl")
+    assert "--replay_samples" in refusal(tiny, tmp_path, "--regularization", "ewc", *alpha)
+    assert "DoRA" in refusal(tiny, tmp_path, "--use_dora", "true", *alpha)
+    assert "--chain stack" in refusal(tiny, tmp_path, "--orthogonal_lambda", 1)
+    assert "--prev_model" in refusal(tiny, tmp_path, "--chain", "stack")
+    assert "lora and qlora" in refusal(tiny, tmp_path, "--train_type", "full", "--merge_chain", "svd")
+    assert "--replay_samples" in refusal(tiny, tmp_path, "--unfreeze", "auto")
+    assert "--replay_samples" in refusal(tiny, tmp_path, "--replay_answers", "onpolicy")
+    general = ("--general_replay", tmp_path / "a.json")
+    assert "--trainable_layers" in refusal(tiny, tmp_path, "--unfreeze", "auto", "--trainable_layers", "1", *general)
+    assert "stream" in refusal(tiny, tmp_path, "--streaming", "true", "--max_steps", 3, *general)
 
 
 def test_a_checkpoint_that_does_not_exist_lists_those_that_do(tiny, rows, tmp_path):
@@ -352,8 +528,22 @@ def test_two_runs_cannot_write_one_folder(tiny, rows, tmp_path):
         assert "another process" in refusal(tiny, tmp_path)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tiny, rows, tmp_path):
-    from evergreen.records import Failure
-
-    with pytest.raises(Failure, match="step"):
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step_and_the_rows(tiny, rows, tmp_path):
+    with pytest.raises(Failure, match=r"at step 2 on .*a\.json:\d+.*last good checkpoint: none"):
         train(tiny, rows(), tmp_path / "out", flags=BASE_FLAGS.replace("3e-3", "1e30"))
+
+
+def test_weights_that_are_no_longer_finite_are_not_saved(tiny, rows, tmp_path, monkeypatch):
+    from evergreen.train.trainer import EvergreenTrainer
+
+    def spoil(trainer, model, inputs, num_items_in_batch=None):
+        loss = step(trainer, model, inputs, num_items_in_batch)
+        if trainer.state.global_step == 5:
+            next(p for p in model.parameters() if p.requires_grad).grad.fill_(float("nan"))
+        return loss
+
+    step = EvergreenTrainer.training_step
+    monkeypatch.setattr(EvergreenTrainer, "training_step", spoil)
+    with pytest.raises(Failure, match=r"no longer finite after step 6.*checkpoint-4"):
+        train(tiny, rows(), tmp_path / "out", "--save_steps", 2)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from evergreen.evaluate.statistics import (
+    Interval,
     _t_quantile,
+    amount_interval,
     items_needed,
     mcnemar,
     mean_interval,
     overall_interval,
     paired_difference,
+    percentile_intervals,
     percentiles,
     wilson,
 )
@@ -128,3 +131,18 @@ def test_t_quantiles_are_close_to_the_table():
 
 def test_percentiles_of_nothing_are_zero():
     assert percentiles([]) == {"p50": 0.0, "p95": 0.0} and percentiles([1.0, 3.0])["p50"] == 2.0
+
+
+def test_percentile_intervals_hold_the_percentiles_and_cover_the_median():
+    random, hits = np.random.default_rng(7), 0
+    for _ in range(100):
+        found = percentile_intervals(random.exponential(1.0, 60).tolist())
+        assert found["p50_low"] <= found["p50"] <= found["p50_high"] and found["p95_low"] <= found["p95_high"]
+        hits += found["p50_low"] <= np.log(2) <= found["p50_high"]
+    assert hits >= 88 and set(percentile_intervals([]).values()) == {0.0}
+
+
+def test_amounts_may_be_beyond_one_and_equal_ones_have_no_width():
+    found = amount_interval([3.0, 5.0, 4.0, 8.0, 2.0, 6.0])
+    assert found.mean == pytest.approx(14 / 3) and found.low < found.mean < 5 < found.high
+    assert amount_interval([0.5, 0.5]) == Interval(0.5, 0.5, 0.5, 2)

@@ -13,17 +13,9 @@ if TYPE_CHECKING:
 def load_engine(settings: InferSettings) -> "tuple[LoadedModel, Engine]":
     """The model that the settings name, ready to answer."""
     from evergreen.engine.engine import Engine
-    from evergreen.model.load import check_model_type, load_model
+    from evergreen.model.load import load_for
 
-    loaded = load_model(
-        settings.model,
-        settings.adapters,
-        torch_dtype=settings.torch_dtype,
-        device=settings.device,
-        system=settings.system,
-        template=settings.template,
-    )
-    check_model_type(settings.model_type, loaded.model.config)
+    loaded = load_for(settings, settings.model, settings.adapters)
     return loaded, Engine(loaded)
 
 

@@ -15,21 +15,30 @@ Everything is one pass over hashes; nothing compares rows pairwise. A bad row is
 reading goes on after it; a JSON list that breaks off is read up to there.
 """
 
-import hashlib
 import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evergreen.data.files import RowError, is_data_file, scan_rows
 from evergreen.data.formats import Layout, to_record
+from evergreen.data.lengths import Lengths, TooLong
 from evergreen.data.mixture import PLACEHOLDER
 from evergreen.data.sources import SPLITS, named_folder, resolve, split_sources
-from evergreen.records import BadInput, Conversation, Message, Origin, Preference, Record, Text
+from evergreen.data.wording import (
+    WORD,
+    Fingerprint,
+    digest,
+    fingerprint,
+    messages_of,
+    normalised,
+    prompt_and_answer,
+)
+from evergreen.records import BadInput, Conversation, Message, Origin, Preference, Record
 from evergreen.settings import DataCheckSettings
 
 KINDS = (
@@ -45,9 +54,7 @@ KINDS = (
     "placeholder",
 )
 FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
-WORD = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|\w+")
 VARIABLE = re.compile(r"\d+(?:[.,]\d+)*|\"[^\"]*\"|“[^”]*”|「[^」]*」|《[^》]*》")
-BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -67,17 +74,6 @@ class Report:
 
     def as_json(self) -> dict:
         return {"rows": self.rows, "findings": [vars(finding) for finding in self.findings]}
-
-
-class Row(NamedTuple):
-    """What is kept of a record: hashes instead of texts."""
-
-    origin: Origin
-    is_train: bool
-    prompt: bytes  # what is asked, normalised, without system prompt and tools; all of a plain text
-    question: bytes  # what wants one answer: prompt, system prompt, tools; and what is compared, for pairs and labels
-    answer: bytes
-    whole: bytes
 
 
 def run_check(given: DataCheckSettings, load_tokenizer: Callable[[str], Any]) -> dict:
@@ -101,9 +97,9 @@ def check(
     Lengths are counted with `count_tokens`, else with the tokenizer's own chat template, else not. Raises BadInput only
     for a file that is not there or is no data file."""
     findings: list[Finding] = []
-    rows: list[Row] = []
+    rows: list[Fingerprint] = []
     forms = _AnswerForms()
-    lengths = _Lengths(tokenizer, max_length, count_tokens)
+    lengths = Lengths(tokenizer, max_length, count_tokens)
     num_rows = 0
     located = _located(files, dataset_dir)
     order = {str(path): number for number, (path, _) in enumerate(located)}
@@ -117,14 +113,14 @@ def check(
             except RowError as error:
                 findings.append(Finding(origin.file, line, error.kind, error.problem + _rest(error)))
                 continue
-            rows.append(_hashed(record, is_train))
+            rows.append(fingerprint(record, is_train))
             findings += _placeholders(record)
             findings += _dangling(record)
-            findings += lengths.add(record)
+            findings += _too_long(lengths, record)
             forms.add(row, record)
         if num_rows == before:
             findings.append(Finding(str(path), 1, "unreadable", "holds no row"))
-    findings += [*lengths.rest(), *forms.findings(), *_repeats(rows), *_leaks(rows)]
+    findings += [*map(_as_finding, lengths.rest()), *forms.findings(), *_repeats(rows), *_leaks(rows)]
     findings.sort(key=lambda found: (order[found.file], found.line, KINDS.index(found.kind)))
     return Report(num_rows, findings)
 
@@ -163,12 +159,6 @@ def split_of(path: Path) -> str:
     words = [word for word in re.split(r"[^a-z]+", path.name.lower()) if word in known]
     words = words or [path.resolve().parent.name.lower()]
     return known.get(words[0], "train")
-
-
-def normalised(text: str) -> str:
-    """The same for texts that differ in width, case, white space or their last punctuation, as 你好? and 你好？ do."""
-    joined = "".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return joined.rstrip(".。!?,;:…") or joined
 
 
 # Reading
@@ -211,25 +201,11 @@ def _finding(record: Record, kind: str, detail: str) -> Finding:
     return Finding(record.origin.file, record.origin.line, kind, detail)
 
 
-def _messages(record: Record) -> tuple[Message, ...]:
-    if isinstance(record, Preference):
-        return (*record.prompt, record.chosen, record.rejected)
-    return record.messages if isinstance(record, Conversation) else (Message("user", record.text),)
-
-
-def _parts(record: Record) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Prompt and answer: the last assistant turn is the answer, all before it the prompt."""
-    if isinstance(record, Preference):
-        return record.prompt, (record.chosen, record.rejected)
-    last = max(number for number, message in enumerate(record.messages) if message.role == "assistant")
-    return record.messages[:last], record.messages[last:]
-
-
 # One row
 
 
 def _placeholders(record: Record) -> Iterator[Finding]:
-    names = {match[0] for message in _messages(record) for match in PLACEHOLDER.finditer(message.content)}
+    names = {match[0] for message in messages_of(record) for match in PLACEHOLDER.finditer(message.content)}
     if names:
         yield _finding(record, "placeholder", f"holds {', '.join(sorted(names))}")
 
@@ -241,116 +217,22 @@ def _dangling(record: Record) -> Iterator[Finding]:
         yield _finding(record, "conflict", "chosen and rejected are the same: there is nothing to prefer")
 
 
-class _Lengths:
-    """Token counts in batches. A row whose bytes already fit is not tokenised: a token is at least one byte."""
-
-    def __init__(self, tokenizer: Any, max_length: int, count_tokens: Callable[[Record], int] | None):
-        self.tokenizer, self.max_length, self.count_tokens = tokenizer, max_length, count_tokens
-        self.waiting: list[tuple[Record, str]] = []
-
-    def add(self, record: Record) -> Iterable[Finding]:
-        if self.count_tokens:
-            return self._judged([(record, self.count_tokens(record))])
-        if self.tokenizer is None or _most_tokens(record) <= self.max_length:
-            return []
-        from jinja2 import TemplateError
-
-        try:
-            self.waiting += [(record, text) for text in self._rendered(record)]
-        except (TemplateError, TypeError) as error:
-            return [_finding(record, "unreadable", f"the model's chat template refuses these turns: {error}")]
-        return self.rest() if len(self.waiting) >= BATCH_ROWS else []
-
-    def rest(self) -> list[Finding]:
-        waiting, self.waiting = self.waiting, []
-        if not waiting:
-            return []
-        ids = self.tokenizer([text for _, text in waiting], add_special_tokens=False, verbose=False)["input_ids"]
-        longest: dict[int, tuple[Record, int]] = {}
-        for (record, _), tokens in zip(waiting, ids, strict=True):
-            if len(tokens) >= longest.get(id(record), (record, 0))[1]:
-                longest[id(record)] = (record, len(tokens))
-        return self._judged(longest.values())
-
-    def _judged(self, counted: Iterable[tuple[Record, int]]) -> list[Finding]:
-        return [
-            _finding(record, "too_long", f"{count} tokens, more than max_length {self.max_length}")
-            for record, count in counted
-            if count > self.max_length
-        ]
-
-    def _rendered(self, record: Record) -> list[str]:
-        """The row as the model reads it; a preference pair is two texts."""
-        if isinstance(record, Text):
-            return [record.text]
-        if isinstance(record, Preference):
-            return [self._chat((*record.prompt, answer), record.tools) for answer in (record.chosen, record.rejected)]
-        return [self._chat(record.messages, record.tools)]
-
-    def _chat(self, messages: Sequence[Message], tools: Sequence[dict]) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
-            return "\n".join(map(_said, messages))
-        chat = [_as_chat(message) for message in messages]
-        return self.tokenizer.apply_chat_template(chat, tools=list(tools) or None, tokenize=False)
+def _too_long(lengths: Lengths, record: Record) -> list[Finding]:
+    try:
+        return [_as_finding(found) for found in lengths.add(record)]
+    except RowError as error:
+        return [_finding(record, error.kind, error.problem)]
 
 
-def _said(message: Message) -> str:
-    thought = f"<think>\n{message.thought}\n</think>\n\n" if message.thought else ""
-    return thought + message.content
-
-
-def _as_chat(message: Message) -> dict:
-    chat: dict[str, Any] = {"role": message.role, "content": _said(message)}
-    if message.tool_calls:
-        chat["tool_calls"] = [{"type": "function", "function": call} for call in message.tool_calls]
-    return chat
-
-
-def _most_tokens(record: Record) -> int:
-    """Never less than the true count: bytes, and room for what a template puts around turns and tools."""
-    messages = _messages(record)
-    tools = () if isinstance(record, Text) else record.tools
-    calls = [call for message in messages for call in message.tool_calls]
-    structured = sum(len(json.dumps(part)) + 100 for part in (*tools, *calls))
-    return sum(len(_said(message).encode()) + 40 for message in messages) + structured + (1500 if tools else 300)
+def _as_finding(found: TooLong) -> Finding:
+    count = f"{found.num_tokens} tokens" if found.is_whole else f"{found.num_tokens} tokens in its head alone"
+    return _finding(found.record, "too_long", f"{count}, more than max_length {found.max_length}")
 
 
 # Rows against each other
 
 
-def _digest(*texts: str) -> bytes:
-    return hashlib.blake2b("\0".join(texts).encode(), digest_size=12).digest()
-
-
-def _hashed(record: Record, is_train: bool) -> Row:
-    if isinstance(record, Text):
-        text = _digest(_spaced(record.text))
-        return Row(record.origin, is_train, text, text, text, text)
-    prompt, answers = _parts(record)
-    asked = [f"{message.role} {normalised(message.content)}" for message in prompt if message.role != "system"]
-    said = [_turn_text(message) for message in answers]
-    frame = [json.dumps(record.tools), *(message.content for message in prompt if message.role == "system")]
-    label = str(record.label) if isinstance(record, Conversation) and record.label is not None else ""
-    compared = sorted(said) if label or isinstance(record, Preference) else []
-    return Row(
-        record.origin,
-        is_train,
-        _digest(*asked),
-        _digest(*frame, *asked, *compared),
-        _digest(*said, label),
-        _digest(json.dumps(record.tools), *map(_turn_text, prompt), *said, label),
-    )
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _turn_text(message: Message) -> str:
-    return _spaced(f"{message.role} {_said(message)} {json.dumps(message.tool_calls) if message.tool_calls else ''}")
-
-
-def _repeats(rows: Sequence[Row]) -> Iterator[Finding]:
+def _repeats(rows: Sequence[Fingerprint]) -> Iterator[Finding]:
     """Later rows that say the same again, or something else to the same prompt; held-out rows are apart."""
     seen: dict[tuple, Origin] = {}
     asked: dict[tuple, tuple[bytes, Origin]] = {}
@@ -365,7 +247,7 @@ def _repeats(rows: Sequence[Row]) -> Iterator[Finding]:
             yield Finding(row.origin.file, row.origin.line, "conflict", f"the prompt of {origin} with another answer")
 
 
-def _leaks(rows: Sequence[Row]) -> Iterator[Finding]:
+def _leaks(rows: Sequence[Fingerprint]) -> Iterator[Finding]:
     held_out: dict[bytes, Origin] = {}
     for row in rows:
         if not row.is_train:
@@ -390,10 +272,10 @@ class _AnswerForms:
     def add(self, row: Any, record: Record) -> None:
         if not isinstance(record, Conversation):
             return
-        prompt, answer = _parts(record)
+        prompt, answer = prompt_and_answer(record)
         if answer[0].tool_calls or prompt[-1].role != "user":
             return
-        keys = [(strong, _digest(kind, text)) for strong, kind, text in _instruction_keys(row, prompt)]
+        keys = [(strong, digest(kind, text)) for strong, kind, text in _instruction_keys(row, prompt)]
         is_json = _is_json(answer[0].content)
         for key in keys:
             self.counts[key][is_json] += 1

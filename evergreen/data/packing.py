@@ -14,17 +14,38 @@ Promises: a record is never split, reordered inside, or seen by another. Does no
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
 
 class EncodedRecord(Protocol):
-    """What packing needs of a record: its ids, and which of them are to be predicted."""
+    """What packing needs of a record: its ids, and which of them are to be predicted.
+
+    It may also have a `teacher` (of its N targets, in order) and an `origin` (where it came from, for messages)."""
 
     ids: Sequence[int]
     is_target: Sequence[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A model's k likeliest tokens at N targets; what they leave of 1 is the chance of all other tokens together.
+
+    `weight` is what the divergence from it counts beside the cross-entropy of the same target."""
+
+    ids: "torch.Tensor"  # [N, k] int32
+    log_probs: "torch.Tensor"  # [N, k] fp32
+    weight: float = 1.0
+
+    def to(self, device: "torch.device") -> "Teacher":
+        return Teacher(
+            self.ids.to(device, non_blocking=True), self.log_probs.to(device, non_blocking=True), self.weight
+        )
+
+    def part(self, start: int, end: int) -> "Teacher":
+        return Teacher(self.ids[start:end], self.log_probs[start:end], self.weight)
 
 
 @dataclass
@@ -40,6 +61,9 @@ class Row:
     num_tokens: int  # tokens of the records before sharing, without padding
     layout: "Layout | None" = None
     attention_mask: "torch.Tensor | None" = None  # [B, L]
+    teacher: Teacher | None = None  # of M of the targets
+    taught: "torch.Tensor | None" = None  # [M]: which of the N
+    origins: tuple[str, ...] = ()  # where the records came from
 
     @property
     def num_targets(self) -> int:
@@ -57,6 +81,9 @@ class Row:
             self.num_tokens,
             self.layout and self.layout.to(device),
             move(self.attention_mask),
+            self.teacher and self.teacher.to(device),
+            move(self.taught),
+            self.origins,
         )
 
 
@@ -147,6 +174,7 @@ def _packed_row(records: Sequence[EncodedRecord]) -> Row:
         target_ids=torch.tensor([target for _, target in targets], dtype=torch.long),
         num_tokens=sum(len(record.ids) for record in records),
         layout=_layout(owned, paths, last),
+        **_beside(records),
     )
 
 
@@ -195,7 +223,28 @@ def _padded_row(records: Sequence[EncodedRecord], pad_id: int) -> Row:
         target_positions=torch.tensor([position for position, _ in targets], dtype=torch.long),
         target_ids=torch.tensor([target for _, target in targets], dtype=torch.long),
         num_tokens=int(lengths.sum()),
+        **_beside(records),
     )
+
+
+def _beside(records: Sequence[EncodedRecord]) -> dict[str, Any]:
+    """What a row carries beside its tokens: the teachers of its records, joined, and the records' origins."""
+    import torch
+
+    origins = tuple(str(origin) for record in records if (origin := getattr(record, "origin", "")))
+    teachers, taught, num_targets = [], [], 0
+    for record in records:
+        count = sum(record.is_target[1:])
+        if (teacher := getattr(record, "teacher", None)) is not None:
+            teachers.append(teacher)
+            taught.append(torch.arange(num_targets, num_targets + count))
+        num_targets += count
+    if not teachers:
+        return {"origins": origins}
+    joined = Teacher(
+        torch.cat([t.ids for t in teachers]), torch.cat([t.log_probs for t in teachers]), teachers[0].weight
+    )
+    return {"origins": origins, "teacher": joined, "taught": torch.cat(taught)}
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

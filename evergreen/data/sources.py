@@ -18,7 +18,7 @@ from typing import Any
 
 from evergreen.data.files import SUFFIXES, data_suffix, is_data_file
 from evergreen.data.formats import Layout, Skipped, detect, detect_file, read_records, records_of
-from evergreen.home import read_json
+from evergreen.home import is_reachable, read_json
 from evergreen.records import BadInput, Record
 
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "valid", "val", "eval", "test")}
@@ -134,6 +134,17 @@ def resolve(source: Source, dataset_dir: str = "", split: str = "train", streami
             files = files_of_folder(path, split) if path.is_dir() else (path,)
             return Located(source.name, source.num_samples, files, _layout_of_file(files[0]))
     return Located(source.name, source.num_samples, hub=_hub_set(source.name, dataset_dir, split, streaming))
+
+
+def is_still_named(name: str, path: str, dataset_dir: str = "") -> bool:
+    """Whether `name` still leads to the local file or folder `path` (absolute); no hub is asked."""
+    here = (Path(name).expanduser(), Path("dataset") / name, Path(dataset_dir or "data") / name)
+    if name not in _entries(dataset_dir) and not any(place.exists() for place in here):
+        return False
+    try:
+        return str(Path(resolve(Source(name), dataset_dir).path).resolve()) == path
+    except BadInput:
+        return False
 
 
 def named_folder(name: str) -> Path | None:
@@ -288,7 +299,7 @@ def _from_hugging_face(hub: HubSet) -> Any:
     import huggingface_hub
 
     hub_constants = huggingface_hub.constants
-    if not hub_constants.HF_HUB_OFFLINE and not _is_reachable(hub_constants.ENDPOINT):
+    if not hub_constants.HF_HUB_OFFLINE and not is_reachable(hub_constants.ENDPOINT):
         # else the library tries for 25 seconds; what it has cached still serves
         datasets.config.HF_HUB_OFFLINE = hub_constants.HF_HUB_OFFLINE = True
     try:
@@ -300,22 +311,6 @@ def _from_hugging_face(hub: HubSet) -> Any:
         raise BadInput(
             f"the Hugging Face hub cannot be reached or has no {hub.name} ({type(error).__name__}: {reason})"
         ) from None
-
-
-def _is_reachable(address: str) -> bool:
-    """Whether a connection opens within three seconds; behind a proxy nobody can say, so yes."""
-    import socket
-    import urllib.parse
-    import urllib.request
-
-    if urllib.request.getproxies():
-        return True
-    parts = urllib.parse.urlsplit(address)
-    try:
-        with socket.create_connection((parts.hostname, parts.port or 443), timeout=3):
-            return True
-    except OSError:
-        return False
 
 
 def _has_modelscope() -> bool:

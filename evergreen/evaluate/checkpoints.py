@@ -274,10 +274,13 @@ def _print(document: dict[str, Any], run: Sequence[Checkpoint], judgement: Judge
     names = [score["task"] for score in document["tasks"]]
     table = Table(title="checkpoints: scores in %", title_justify="left")
     by_task = names if len(names) > 1 else []
-    for column in ("checkpoint", *by_task, "score", "95% interval", "loss", "evaluation loss", ""):
+    top = next(point for point in run if point.name == judgement.best)
+    is_ahead = any(difference(top, point).is_real for point in run if point is not top)
+    best = "best" if is_ahead or len(run) == 1 else "first of equals"
+    for column in ("checkpoint", *by_task, "score", "95% interval", "loss (last 3 logs)", "evaluation loss", ""):
         table.add_column(escape(column), justify="left" if column in ("checkpoint", "") else "right")
     for row, point in zip(document["checkpoints"], run, strict=True):
-        mark = "best" if point.name == judgement.best else "overfits" if point.name == judgement.overfits_from else ""
+        mark = best if point.name == judgement.best else "overfits" if point.name == judgement.overfits_from else ""
         means = [points(score["mean"]) for score in row["tasks"] if by_task]
         losses = ["" if row[key] is None else f"{row[key]:.3f}" for key in ("train_loss", "eval_loss")]
         table.add_row(point.name, *means, points(row["mean"]), span(row["low"], row["high"]), *losses, mark)

@@ -101,7 +101,9 @@ def run_one(settings: "EvalSettings", tasks: Sequence[Task]) -> dict[str, Any]:
     return {**scored.document(), "output_dir": str(out)}
 
 
-def score_version(version: Version, tasks: Sequence[Task], settings: "EvalSettings", out: Path) -> Scored:
+def score_version(
+    version: Version, tasks: Sequence[Task], settings: "EvalSettings", out: Path, is_quiet: bool = False
+) -> Scored:
     """Rows and scores of one version, written under `out`; what is there already is not asked again."""
     out.mkdir(parents=True, exist_ok=True)
     _say_what_is_replaced(out, version)
@@ -111,7 +113,7 @@ def score_version(version: Version, tasks: Sequence[Task], settings: "EvalSettin
     answers = {task.name: _known_answers(_items_file(out, task), set(keys[task.name])) for task in tasks}
     missing = {task.name: _first_places(keys[task.name], answers[task.name]) for task in tasks}
     if any(missing.values()):
-        _ask(version, tasks, missing, keys, answers, settings, sampling, out)
+        _ask(version, tasks, missing, keys, answers, settings, sampling, out, is_quiet)
     rows = {
         task.name: {
             place: _row(task, task.items[place], answers[task.name][key], key)
@@ -138,11 +140,12 @@ def _ask(
     settings: "EvalSettings",
     sampling: Sampling,
     out: Path,
+    is_quiet: bool,
 ) -> None:
     """Generate the answers to `missing` into `answers` and, one by one, into the items files."""
     engine, encode = open_engine(version, settings)
     prompts = {task.name: _prompts(task, missing[task.name], engine, encode, settings.on_bad_row) for task in tasks}
-    with _progress() as progress:
+    with _progress(is_quiet) as progress:
         bar = progress.add_task(version.name, total=sum(map(len, prompts.values())))
         for task in tasks:
             places = list(prompts[task.name])
@@ -163,17 +166,10 @@ def _ask(
 def open_engine(version: Version, settings: "EvalSettings") -> "tuple[Engine, Callable[[Item], list[int]]]":
     """The version ready to generate, and the prompt ids of an item for it."""
     from evergreen.engine.engine import Engine
-    from evergreen.model.load import load_model
+    from evergreen.model.load import load_for
     from evergreen.model.template import prompt_ids
 
-    loaded = load_model(
-        version.reference,
-        version.adapters,
-        torch_dtype=settings.torch_dtype,
-        device=settings.device,
-        system=settings.system,
-        template=settings.template,
-    )
+    loaded = load_for(settings, version.reference, version.adapters)
     return Engine(loaded), lambda item: prompt_ids(item.messages, loaded.tokenizer, item.tools, loaded.system)
 
 
@@ -340,7 +336,7 @@ def print_scores(scored: Scored, tasks: Sequence[Task]) -> None:
     console().print(f"seconds per answer, in batches as asked: median {seconds['p50']}, 95% below {seconds['p95']}")
 
 
-def _progress() -> Any:
+def _progress(is_quiet: bool) -> Any:
     from rich import progress
 
     return progress.Progress(
@@ -351,4 +347,5 @@ def _progress() -> Any:
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
         console=console(stderr=True),
+        disable=is_quiet,
     )

@@ -4,7 +4,8 @@ Promises: a mean of right/wrong scores has Wilson's interval, any other mean the
 percentiles widened for small n (Hesterberg 2015); a difference is paired, item by item, and called real only when its
 bootstrap interval excludes 0 and an exact sign-flip test agrees (for right/wrong scores that test is McNemar's).
 Several tasks weigh the same however many items each has. Equal items do not prove equality: where no pair differs, the
-interval is what so many items can exclude.
+interval is what so many items can exclude. Figures over many versions come from one joint bootstrap: a task's items are
+drawn once for all versions, so what the versions share does not widen an interval.
 Does not: correct for looking several times, or for items that depend on each other.
 """
 
@@ -120,6 +121,37 @@ def items_needed(difference: Difference, wanted: float = 0.02) -> int | None:
     return math.ceil(difference.n * (difference.standard_error * (Z95 + Z_POWER) / wanted) ** 2)
 
 
+def resampled_matrices(tasks: Sequence[np.ndarray], seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
+    """Means [num_resamples, versions, tasks] of scores resampled jointly: each task [versions, items] draws its items
+    once a time for all versions, and tasks draw apart. A version without scores of a task holds NaN there."""
+    random = np.random.default_rng(seed)
+    return np.stack([_resampled_jointly(np.asarray(task, float), random, num_resamples) for task in tasks], axis=-1)
+
+
+def resampled_interval(
+    value: float, resampled: np.ndarray, sizes: Sequence[int], is_reflected: bool = False
+) -> tuple[float, float]:
+    """95% from the values that a figure takes in the resamples; `sizes` are the numbers of items of its tasks.
+
+    Reflected (the basic bootstrap) for a figure that picks the best of several: its resamples lie above the value by
+    about as much as the value lies above the truth. Where nothing varies: what so many items can exclude."""
+    if np.ptp(resampled) <= 1e-12:
+        half = _unseen(sizes)
+        return value - half, value + half
+    share = _tail_share(sizes)
+    low, high = float(np.quantile(resampled, share)), float(np.quantile(resampled, 1 - share))
+    return (2 * value - high, 2 * value - low) if is_reflected else (low, high)
+
+
+def amount_interval(amounts: Sequence[float], seed: int = 0) -> Interval:
+    """Of a mean of amounts that are no scores, such as nats or seconds; no width where all are equal."""
+    values = np.asarray(amounts, float)
+    low = high = mean = float(values.mean())
+    if np.ptp(values):
+        low, high = _bootstrap_interval([values], seed)
+    return Interval(mean, low, high, len(values))
+
+
 def is_right_or_wrong(*scores: Sequence[float]) -> bool:
     return all(set(task) <= {0.0, 1.0} for task in scores)
 
@@ -130,6 +162,19 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
 
 
+def percentile_intervals(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """`percentiles` with p50_low, p50_high, p95_low and p95_high, by the bootstrap. The 95th percentile of few values
+    is little below the largest one, and its interval cannot reach above that."""
+    if not values:
+        return dict.fromkeys(("p50", "p50_low", "p50_high", "p95", "p95_low", "p95_high"), 0.0)
+    drawn = np.random.default_rng(seed).choice(np.asarray(values, float), (1000, len(values)))
+    found = percentiles(values)
+    for name, wanted in (("p50", 50), ("p95", 95)):
+        low, high = np.percentile(np.percentile(drawn, wanted, axis=1), (2.5, 97.5))
+        found |= {f"{name}_low": round(float(low), 3), f"{name}_high": round(float(high), 3)}
+    return found
+
+
 # The bootstrap and the sign-flip test
 
 
@@ -137,18 +182,39 @@ def _bootstrap_interval(tasks: Sequence[np.ndarray], seed: int) -> tuple[float, 
     """Percentile bootstrap of the mean of task means, each task resampled by itself."""
     mean = float(np.mean([task.mean() for task in tasks]))
     if all(np.ptp(task) == 0 for task in tasks):
-        half = float(np.mean([1 - 0.05 ** (1 / len(task)) for task in tasks]))  # rarer deviants than that were missed
+        half = _unseen([len(task) for task in tasks])
         return mean - half, mean + half
     random = np.random.default_rng(seed)
     means = np.mean([_resampled_means(task, random) for task in tasks], axis=0)
-    freedom = max(sum(len(task) - 1 for task in tasks), 1)
-    share = NormalDist().cdf(-math.sqrt((freedom + 1) / freedom) * _t_quantile(freedom))
+    share = _tail_share([len(task) for task in tasks])
     return float(np.quantile(means, share)), float(np.quantile(means, 1 - share))
+
+
+def _unseen(sizes: Sequence[int]) -> float:
+    """Rarer deviants than this share were missed by so many equal items, 19 times in 20."""
+    return float(np.mean([1 - 0.05 ** (1 / n) for n in sizes]))
+
+
+def _tail_share(sizes: Sequence[int]) -> float:
+    """The percentile whose interval is as wide as Student's t wants it for so many items."""
+    freedom = max(sum(n - 1 for n in sizes), 1)
+    return NormalDist().cdf(-math.sqrt((freedom + 1) / freedom) * _t_quantile(freedom))
 
 
 def _resampled_means(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
     n = len(values)
     return np.concatenate([values[random.integers(0, n, (size, n))].mean(axis=1) for size in _blocks(NUM_RESAMPLES, n)])
+
+
+def _resampled_jointly(scores: np.ndarray, random: np.random.Generator, num_resamples: int) -> np.ndarray:
+    """[versions, n] -> means [num_resamples, versions]: how often each item was drawn, times the scores."""
+    n = scores.shape[1]
+    means = []
+    for size in _blocks(num_resamples, n):
+        drawn = random.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        means.append(counts @ scores.T / n)
+    return np.concatenate(means)
 
 
 def _blocks(total: int, n: int) -> list[int]:

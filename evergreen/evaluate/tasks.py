@@ -3,7 +3,8 @@
 Promises: an item is a conversation without its last assistant turn, and that turn is the reference; a row may also
 bring `references` (or `answers`, or `answer` as a list: several right answers), `choices` (or `options`, or columns A,
 B, C, ...), `metric` and `id`; choices that the prompt does not show are added to it; tasks of the same file name get
-their folder's name too. Does not: read preference pairs, plain text, or answers that are tool calls.
+their folder's name too; a file whose rows all name a `task` and an `id`, as dev_all.json's
+do, is those tasks. Does not: read preference pairs, plain text, or answers that are tool calls.
 """
 
 import json
@@ -60,19 +61,36 @@ def read_tasks(
     on_bad_row: str = "error",
     skipped: Skipped | None = None,
 ) -> list[Task]:
-    """One task a file. `metric` is a name, auto, or one for each task as `task=name,task=name`.
+    """One task a file, or those that its rows name. `metric` is a name, auto, or one for each task as
+    `task=name,task=name`.
 
     Raises BadInput for a missing or empty file, a row without an answer, a metric that is unknown or does not fit."""
     if not files:
         raise BadInput("no tasks given: --eval_dataset wants JSON or JSONL files with a prompt and an answer")
     paths = list(dict.fromkeys(_task_file(file) for file in files))
     names = _names(paths)
-    wanted = _wanted_metrics(metric, names)
+    labels = [_tasks_named_in(path) or [name] for path, name in zip(paths, names, strict=True)]
+    wanted = _wanted_metrics(metric, [label for found in labels for label in found])
     skipped = skipped if skipped is not None else Skipped()
     return [
-        _read_task(path, name, wanted.get(name, wanted.get("", "auto")), max_samples, on_bad_row, skipped)
-        for path, name in zip(paths, names, strict=True)
+        _read_task(
+            path, label, wanted.get(label, wanted.get("", "auto")), max_samples, on_bad_row, skipped, len(found) > 1
+        )
+        for path, found in zip(paths, labels, strict=True)
+        for label in found
     ]
+
+
+def _tasks_named_in(path: Path) -> list[str]:
+    """The tasks of dev_all.json, in order; none of a file some of whose rows do not name both `task` and `id`."""
+    found: dict[str, None] = {}
+    for _, row in scan_rows(path):
+        if isinstance(row, RowError):
+            continue
+        if not (isinstance(row.get("task"), str) and "id" in row):
+            return []
+        found[row["task"]] = None
+    return list(found)
 
 
 def _task_file(file: str) -> Path:
@@ -108,10 +126,20 @@ def _wanted_metrics(text: str, names: Sequence[str]) -> dict[str, str]:
     return wanted
 
 
-def _read_task(path: Path, name: str, metric: str, max_samples: int | None, on_bad_row: str, skipped: Skipped) -> Task:
+def _read_task(
+    path: Path,
+    name: str,
+    metric: str,
+    max_samples: int | None,
+    on_bad_row: str,
+    skipped: Skipped,
+    is_one_of_several: bool = False,
+) -> Task:
     items: list[Item] = []
     before = skipped.count
     for line, row in scan_rows(path):
+        if is_one_of_several and isinstance(row, dict) and row["task"] != name:
+            continue
         if max_samples is not None and len(items) == max_samples:
             break
         try:

@@ -1,5 +1,6 @@
 """PEFT adapters in and out: attach trained ones, make new ones, name them by content."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,28 +13,84 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def attach(model: "PreTrainedModel", folders: Sequence[Path], trainable: bool = False) -> "PreTrainedModel":
     """Put adapters on a base, innermost first: all but the last are merged into the weights, the last stays separate.
 
     Raises BadInput when an adapter does not fit the base."""
+    return _put_on(merge_into(model, folders[:-1]), folders[-1], trainable)
+
+
+def merge_into(model: "PreTrainedModel", folders: Sequence[Path]) -> "PreTrainedModel":
+    """Merge adapters into the weights, innermost first; the sums are fp32's, each rounded once to the model's dtype."""
+    for folder in folders:
+        model = _put_on(model, folder).merge_and_unload()
+    return model
+
+
+def _put_on(model: "PreTrainedModel", folder: Path, trainable: bool = False) -> "PeftModel":
     import torch
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    for place, folder in enumerate(folders):
-        try:
-            model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable and place == len(folders) - 1)
-        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise BadInput(
-                f"the adapter {folder} does not fit the base {model.name_or_path}: {' '.join(str(error).split())[:200]}"
-            ) from None
-        if place < len(folders) - 1:
-            model = model.merge_and_unload()
-    return model
+    name = model.name_or_path
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, torch.OutOfMemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BadInput(f"the adapter {folder} does not fit the base {name}: {_why_not(error)}") from None
+    _check_layers(adapted, folder)
+    return adapted
+
+
+def _why_not(error: Exception) -> str:
+    """What PEFT says of an adapter that does not fit, which can be a line for each of its matrices."""
+    text = " ".join(str(error).split())
+    mismatch = re.search(r"size mismatch for (\S+?): .*? torch.Size\((.*?)\).*? torch.Size\((.*?)\)", text)
+    if mismatch is None:
+        return text[:200]
+    module, of_adapter, of_base = mismatch.groups()
+    return f"another architecture, whose {module.rpartition('.lora_')[0].rpartition('.')[2]} has the shape " \
+           f"{of_adapter} where this one has {of_base}"  # fmt: skip
+
+
+def _check_layers(model: "PeftModel", folder: Path) -> None:
+    """PEFT leaves out weights of layers that a base does not have, and leaves those untrained that it has more."""
+    has = {int(found[1]) for name, _ in model.named_parameters() if (found := LAYER.search(name)) and ".lora_" in name}
+    wants = {int(found[1]) for name in weight_names(folder) if (found := LAYER.search(name)) and ".lora_" in name}
+    if has != wants:
+        raise BadInput(
+            f"the adapter {folder} does not fit the base {model.name_or_path}: another architecture, it adapts "
+            f"{_layers(wants)} where this one has {_layers(has)}"
+        )
+
+
+def _layers(numbers: set[int]) -> str:
+    return f"{len(numbers)} layers up to number {max(numbers)}" if numbers else "no layers"
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of the tensors that an adapter's folder holds."""
+    path = weights_file(folder)
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    import torch
+
+    return list(torch.load(path, map_location="meta", weights_only=True))
+
+
+def weights_file(folder: Path) -> Path:
+    """Raises BadInput when an adapter's folder holds no weights."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise BadInput(f"{folder} has an adapter_config.json but no weights ({' or '.join(WEIGHTS)})")
 
 
 def add_lora(
@@ -107,10 +164,7 @@ def adapter_digest(folder: str | Path) -> str:
     }
     if isinstance(shape["target_modules"], list):
         shape["target_modules"] = sorted(shape["target_modules"])
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise BadInput(f"{folder} has an adapter_config.json but no weights ({' or '.join(WEIGHTS)})")
-    with open(weights, "rb") as file:
+    with open(weights_file(folder), "rb") as file:
         return digest_of([shape, hashlib.file_digest(file, "sha256").hexdigest()])
 
 

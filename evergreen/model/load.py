@@ -1,7 +1,6 @@
-"""From a name to a model in memory: local folders, then the hub; adapters bring their base with them.
+"""From a name to a model in memory, ready to answer or to be trained.
 
-Promises: a reference is `nano`, a folder, a name under $EVERGREEN_MODELS, or a hub name; an adapter's output folder
-stands for its base with the adapter on it. What cannot be had is one line that names what is there instead.
+Promises: what cannot be had is one line that names what is there instead. Which folders a name stands for is `find`'s.
 Does not: convert formats, or download anything that transformers would not.
 """
 
@@ -14,26 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergreen.home import digest_of, read_json
+from evergreen.model.find import (  # noqa: F401
+    NANO,
+    Reference,
+    find_model,
+    is_adapter,
+    local_models,
+    model_digest,
+    read_config,
+    reference_digest,
+    resolve,
+)
 from evergreen.records import BadInput
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NANO = Path(__file__).parent / "nano"
+    from evergreen.settings import ModelSettings
+
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SAMPLED_BYTES = 1 << 20
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt", "*.tiktoken")
-
-
-@dataclass
-class Reference:
-    """A resolved model: the base's folder or hub name, and the adapter folders over it, innermost first."""
-
-    base: str
-    adapters: tuple[Path, ...] = ()
-    args: dict | None = None  # the args.json of the outermost adapter or run, when it left one
 
 
 @dataclass
@@ -60,11 +60,7 @@ def load_model(
     Raises BadInput for what cannot be found, does not belong together, or has no chat template."""
     found = resolve(reference, adapters)
     settings = found.args or {}
-    tokenizer = load_tokenizer(
-        str(found.adapters[-1]) if found.adapters else found.base,
-        found.base,
-        template or settings.get("template") or "",
-    )
+    tokenizer = tokenizer_for(found, template or settings.get("template") or "")
     device = device or default_device()
     dtype = resolve_dtype(torch_dtype, device)
     model = load_base(found.base, dtype, device)
@@ -81,85 +77,25 @@ def load_model(
     )
 
 
-def resolve(reference: str, adapters: Sequence[str] = ()) -> Reference:
-    """Follow `reference` and `adapters` down to a base model. Adapters know their own base."""
-    folders = [adapter_folder(adapter) for adapter in adapters]
-    if reference:
-        place = find_model(reference)
-        if is_adapter(place):
-            folders = [Path(place), *folders]
-            reference = base_of(folders[0])
-        else:
-            reference = place
-    elif folders:
-        reference = base_of(folders[0])
-    else:
-        raise BadInput("no model given: --model nano, a folder, a hub name, or --adapters with a trained adapter")
-    base = find_model(reference)
-    chain = tuple(folders)
-    for folder in chain:
-        _check_base(folder, base)
-    return Reference(base, chain, _args_of(chain[-1] if chain else Path(base)))
+def load_for(settings: "ModelSettings", reference: str, adapters: Sequence[str] = ()) -> LoadedModel:
+    """`load_model` of a reference, in the way that a command's settings say (dtype, device, system, template)."""
+    loaded = load_model(
+        reference,
+        adapters,
+        torch_dtype=settings.torch_dtype,
+        device=settings.device,
+        system=settings.system,
+        template=settings.template,
+    )
+    check_model_type(settings.model_type, loaded.model.config)
+    return loaded
 
 
-def find_model(name: str) -> str:
-    """A folder that holds a model or adapter, or the name unchanged when only the hub can know it.
+def load_merged(found: Reference, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+    """The base with all adapters merged into its weights, each rounded once to `dtype`."""
+    from evergreen.model.adapters import merge_into
 
-    Raises BadInput for a path that does not exist, listing what stands beside it."""
-    if name == "nano":
-        return str(NANO)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise BadInput(f"{name} holds neither a model nor an adapter{_checkpoints_in(path)}")
-        return str(path)
-    if path.is_file():
-        raise BadInput(f"{name} is a file: a model is a folder with config.json and weights, or a hub name")
-    for folder in _model_folders():
-        for candidate in (folder / name, folder / name.split("/")[-1]):
-            if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
-                return str(candidate)
-    if _looks_like_path(name):
-        raise BadInput(f"no model or checkpoint at {name}{_checkpoints_in(path.parent)}")
-    return name
-
-
-def adapter_folder(name: str) -> Path:
-    """The folder of a PEFT adapter. Raises BadInput when it does not exist or holds no adapter."""
-    place = find_model(name)
-    path = Path(place)
-    if not path.is_dir():
-        raise BadInput(f"no adapter at {name}{_checkpoints_in(path.parent)}")
-    if not is_adapter(place):
-        raise BadInput(f"{name} is a whole model, not an adapter: give it as --model")
-    if not any((path / f"adapter_model.{suffix}").is_file() for suffix in ("safetensors", "bin")):
-        raise BadInput(f"{name} has an adapter_config.json but no weights (adapter_model.safetensors)")
-    return path
-
-
-def is_adapter(place: str | Path) -> bool:
-    return (Path(place) / "adapter_config.json").is_file()
-
-
-def base_of(adapter: Path) -> str:
-    """The base that an adapter was trained on: its args.json first, then adapter_config.json.
-
-    Raises BadInput when that base is gone."""
-    recorded = [
-        (_args_of(adapter) or {}).get("base"),
-        read_json(adapter / "adapter_config.json").get("base_model_name_or_path"),
-    ]
-    names = [name for name in recorded if name]
-    if not names:
-        raise BadInput(f"{adapter} does not say which base it belongs to: give --model")
-    for name in names:
-        try:
-            place = find_model(name)
-        except BadInput:
-            continue
-        if Path(place).is_dir() or not _looks_like_path(name):
-            return place
-    raise BadInput(f"the base of {adapter} is gone: {names[0]} does not exist; give its new place as --model")
+    return merge_into(load_base(found.base, dtype, device), found.adapters)
 
 
 def load_base(base: str, dtype: "torch.dtype", device: str, quantization: Any = None) -> "PreTrainedModel":
@@ -210,8 +146,12 @@ def load_tokenizer(place: str, base: str, template: str = "") -> "PreTrainedToke
 
 def tokenizer_of(reference: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model or adapter, without its weights."""
-    found = resolve(reference)
-    return load_tokenizer(str(found.adapters[-1]) if found.adapters else found.base, found.base)
+    return tokenizer_for(resolve(reference))
+
+
+def tokenizer_for(found: Reference, template: str = "") -> "PreTrainedTokenizerBase":
+    """The tokenizer that a resolved model brings: its outermost adapter's, else its base's."""
+    return load_tokenizer(str(found.adapters[-1]) if found.adapters else found.base, found.base, template)
 
 
 def check_model_type(wanted: str, config: Any) -> None:
@@ -231,7 +171,7 @@ def leave_out_bitsandbytes(*references: str) -> None:
             found = resolve(reference)
         except BadInput:
             return
-        if not (Path(found.base) / "config.json").is_file() or _read_config(found.base).get("quantization_config"):
+        if not (Path(found.base) / "config.json").is_file() or read_config(found.base).get("quantization_config"):
             return
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
@@ -283,107 +223,10 @@ def _product_seconds(dtype: "torch.dtype", repeats: int = 5) -> float:
     return best
 
 
-def model_digest(place: str | Path) -> str:
-    """Identity of a model folder: its config and every weight file's name, size, first and last MiB.
-
-    Sampled, because hashing 15 GB of weights would take longer than loading them; a hub name is its own digest."""
-    folder = Path(place)
-    if not folder.is_dir():
-        return digest_of(str(place))
-    config = {key: value for key, value in _read_config(folder).items() if key != "transformers_version"}
-    weights = [_sample(path) for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))]
-    return digest_of([config, weights])
-
-
-def reference_digest(found: Reference) -> str:
-    """Identity of what answers: base, adapters, and the system prompt and template that they bring."""
-    from evergreen.model.adapters import adapter_digest
-
-    brings = [(found.args or {}).get(name) for name in ("system", "template")]
-    return digest_of([model_digest(found.base), [adapter_digest(folder) for folder in found.adapters], brings])
-
-
-def _read_config(folder: str | Path) -> dict[str, Any]:
-    config = read_json(Path(folder) / "config.json")
-    if not isinstance(config, dict):
-        raise BadInput(f"{folder}/config.json wants an object of settings, got a {type(config).__name__}")
-    return config
-
-
-def _sample(path: Path) -> list:
-    import hashlib
-
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(SAMPLED_BYTES)
-        file.seek(max(0, size - SAMPLED_BYTES))
-        tail = file.read()
-    return [path.name, size, hashlib.sha256(head + tail).hexdigest()]
-
-
-def _args_of(folder: Path) -> dict | None:
-    """The args.json of a run; a checkpoint without one uses its parent's."""
-    for place in (folder, folder.parent):
-        if (place / "args.json").is_file():
-            return read_json(place / "args.json")
-    return None
-
-
-def _check_base(adapter: Path, base: str) -> None:
-    """Refuse an adapter of another base: by digest where both are known, else by the config's shape when it loads."""
-    args = _args_of(adapter) or {}
-    if not Path(base).is_dir() or args.get("base_digest") in (None, model_digest(base)):
-        return
-    if Path(args.get("base", "")).resolve() == Path(base).resolve():
-        raise BadInput(f"{adapter} was trained on {base}, which has changed since: train a new adapter")
-    raise BadInput(
-        f"{adapter} was trained on {args.get('base')}, which is not the model at {base}: "
-        "leave --model away to use its own base, or train a new adapter"
-    )
-
-
 def _check_files(base: str) -> None:
     folder = Path(base)
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise BadInput(f"{base} has a config.json but no weights (*.safetensors)")
-
-
-def _looks_like_path(name: str) -> bool:
-    """A hub name is `name` or `owner/name`; anything deeper, or with a path's marks, is a path."""
-    return (
-        name.startswith(("/", ".", "~"))
-        or name.count("/") > 1
-        or "checkpoint-" in name
-        or Path(name).parts[:1] in (("output",), ("outputs",))
-        or (name.count("/") == 1 and Path(name).parent.is_dir())
-    )
-
-
-def _checkpoints_in(folder: Path) -> str:
-    if not folder.is_dir():
-        return ""
-    found = sorted(
-        str(path)
-        for path in folder.iterdir()
-        if path.is_dir() and ((path / "config.json").is_file() or is_adapter(path))
-    )
-    return f"; there are: {', '.join(found[:8])}" if found else ""
-
-
-def _model_folders() -> list[Path]:
-    return [Path(folder).expanduser() for folder in os.environ.get("EVERGREEN_MODELS", "").split(os.pathsep) if folder]
-
-
-def local_models() -> list[str]:
-    """Models that need no network: nano and what lies under $EVERGREEN_MODELS."""
-    found = [
-        str(path)
-        for folder in _model_folders()
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if (path / "config.json").is_file()
-    ]
-    return ["nano", *found]
 
 
 class _loading:

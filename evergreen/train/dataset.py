@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from evergreen.data.mixture import Mixture, StreamingMixture
+    from evergreen.data.packing import Teacher
 
 
 class LeftOut(BadInput):
     """A row that the settings say to leave out."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord(Encoded):
+    """An encoded record that knows where it came from and, when it is replayed, what the model once said to it."""
+
+    origin: str = ""
+    teacher: "Teacher | None" = field(default=None, compare=False, repr=False)
 
 
 @dataclass
@@ -45,11 +54,17 @@ class Sources:
 
 @dataclass
 class TrainingData:
-    """Encoded records; `train` is empty when the source is a stream, which is encoded as it is read."""
+    """Encoded records, the run's own (`new`) and replayed ones (`old`). A stream is encoded as it is read, and `new` is
+    then empty."""
 
-    train: list[Encoded]
-    evaluation: list[Encoded]
+    new: list[TrainingRecord]
+    evaluation: list[TrainingRecord]
     encoder: "Encoder"
+    old: list[TrainingRecord] = field(default_factory=list)
+
+    @property
+    def train(self) -> list[TrainingRecord]:
+        return [*self.new, *self.old]
 
     @property
     def longest(self) -> int:
@@ -74,7 +89,7 @@ class Encoder:
     def max_tokens(self) -> int:
         return min(self.settings.max_length, self.max_positions)
 
-    def __call__(self, records: Iterable[Record]) -> Iterator[Encoded]:
+    def __call__(self, records: Iterable[Record]) -> Iterator[TrainingRecord]:
         for record in records:
             try:
                 yield self.encode(record)
@@ -83,17 +98,16 @@ class Encoder:
                     raise
                 self.skipped.append(str(error))
 
-    def encode(self, record: Record) -> Encoded:
+    def encode(self, record: Record) -> TrainingRecord:
         """Ids and targets of one record. Raises BadInput when it is too long or has nothing to learn."""
         limit, strategy = self.max_tokens, self.settings.truncation_strategy
         at_least = _num_characters(record) // self.longest_token
         if at_least > 8 * limit:  # a whole book in one row would take minutes and gigabytes to be told too long
             raise self._too_long(f"{record.origin}: more than {at_least} tokens, at most {limit} were wanted")
         encoded = encode(_for_sft(record), self.tokenizer, self.settings.system, self.settings.loss_on)
-        if len(encoded.ids) <= limit:
-            return encoded
-        if strategy == "right" and any(encoded.is_target[1:limit]):
-            return Encoded(encoded.ids[:limit], encoded.is_target[:limit])
+        if len(encoded.ids) <= limit or (strategy == "right" and any(encoded.is_target[1:limit])):
+            origin = str(record.origin) if record.origin.file else ""
+            return TrainingRecord(encoded.ids[:limit], encoded.is_target[:limit], origin)
         raise self._too_long(f"{record.origin}: {len(encoded.ids)} tokens, at most {limit} were wanted")
 
     def _too_long(self, what: str) -> BadInput:
@@ -128,8 +142,19 @@ def read_sources(settings: SftSettings, replay: Callable[[int], Sequence[Record]
         stopping_strategy=settings.stopping_strategy,
         **common,
     )
-    validation = load_mixture(settings.val_dataset, split="validation", **common) if settings.val_dataset else None
+    validation = _load_validation(settings.val_dataset, common) if settings.val_dataset else None
     return Sources(mixture, validation, replay(len(mixture)) if replay else ())
+
+
+def _load_validation(sources: list[str], common: dict) -> "Mixture":
+    """A complaint about a source names the flag that it was given by."""
+    from evergreen.data.mixture import load_mixture
+
+    try:
+        return load_mixture(sources, split="validation", **common)
+    except BadInput as error:
+        rest = str(error).removeprefix("--dataset ")
+        raise BadInput(f"--val_dataset {rest}" if rest != str(error) else rest) from None
 
 
 def encode_sources(sources: Sources, encoder: Encoder) -> TrainingData:
@@ -137,15 +162,16 @@ def encode_sources(sources: Sources, encoder: Encoder) -> TrainingData:
     evaluation = list(encoder(sources.validation)) if sources.validation is not None else []
     if sources.is_stream:
         return TrainingData([], evaluation, encoder)
-    train = list(encoder([*sources.mixture, *sources.extra]))
-    if not train:
+    new = list(encoder(sources.mixture))
+    if not new:
         raise BadInput(f"none of the {len(sources.mixture)} records can be trained: {encoder.skipped[0]}")
+    old = list(encoder(sources.extra))
     if not evaluation and encoder.settings.split_dataset_ratio:
-        train, evaluation = _split(train, encoder.settings.split_dataset_ratio, encoder.settings.seed)
-    return TrainingData(train, evaluation, encoder)
+        new, evaluation = _split(new, encoder.settings.split_dataset_ratio, encoder.settings.seed)
+    return TrainingData(new, evaluation, encoder, old)
 
 
-def _split(records: list[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+def _split(records: list[TrainingRecord], share: float, seed: int) -> tuple[list[TrainingRecord], list[TrainingRecord]]:
     """At least one record is held out, and at least one stays."""
     count = min(max(1, int(len(records) * share)), len(records) - 1)
     held = set(random.Random(seed).sample(range(len(records)), count))

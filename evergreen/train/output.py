@@ -24,11 +24,11 @@ NO_CHECKPOINT = ("", "false", "none")
 SAME_COURSE = (
     *("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "loss_on", "system"),
     *("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "lora_dropout"),
+    *("max_grad_norm", "lora_dropout", "regularization", "regularization_alpha", "orthogonal_lambda", "unfreeze"),
 )  # what must not change for a resumed run to see the batches and take the steps that it would have taken
 SAME_WEIGHTS = (
     *("train_type", "lora_rank", "lora_alpha", "use_rslora", "use_dora", "target_modules", "modules_to_save"),
-    *("freeze_layers", "trainable_layers"),
+    *("freeze_layers", "trainable_layers", "chain"),
 )
 LENGTH = ("num_train_epochs", "max_steps", "warmup_ratio", "warmup_steps")  # may change: the schedule is then another
 

@@ -23,10 +23,9 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, output_dir: Path, device: str, console: Console, tokens_seen: Callable[[], int]):
         self.output_dir, self.device, self.console, self.tokens_seen = output_dir, device, console, tokens_seen
         self.is_main = is_main_process()
-        self.loop_seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started, self.first_step = time.monotonic(), state.global_step
+        self.started, self.first_step, self.first_tokens = time.monotonic(), state.global_step, self.tokens_seen()
         if not self.is_main:
             return
         self._forget_rows_after(state.global_step)
@@ -45,7 +44,6 @@ class ProgressCallback(TrainerCallback):
         self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.loop_seconds = time.monotonic() - self.started
         control.should_log = control.should_log or state.global_step == state.max_steps
         if self.is_main:
             self.bar.update(self.task, completed=state.global_step)
@@ -60,6 +58,7 @@ class ProgressCallback(TrainerCallback):
             for name, value in (
                 ("loss", row.get("loss")),
                 ("eval", row.get("eval_loss")),
+                ("penalty", row.get("penalty")),
                 ("lr", row.get("lr")),
                 ("tok/s", row.get("tokens_per_second")),
                 ("GiB", row["memory_bytes"] / GIB),
@@ -94,7 +93,8 @@ class ProgressCallback(TrainerCallback):
             "percentage": round(100 * state.global_step / max(1, state.max_steps), 2),
             "elapsed_seconds": round(elapsed, 2),
             "remaining_seconds": round(elapsed / done * (state.max_steps - state.global_step), 2),
-            "tokens_per_second": round(self.tokens_seen() / max(elapsed, 1e-9), 1),
+            "penalty": logs.get("penalty"),
+            "tokens_per_second": round((self.tokens_seen() - self.first_tokens) / max(elapsed, 1e-9), 1),
             "total_tokens": self.tokens_seen(),
             "memory_bytes": peak_bytes(self.device),
         }

@@ -5,7 +5,9 @@ on from its last whole checkpoint with the batches and weights it would have had
 """
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,81 +15,39 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import evergreen
+from evergreen.data.parts import Parts
 from evergreen.home import digest_of, disk_failure, is_disk_error, read_json, write_json
-from evergreen.records import BadInput, Failure, Record
+from evergreen.records import BadInput, Failure
 from evergreen.settings import SftSettings
 from evergreen.train import output
 from evergreen.train.checkpoints import STATE_FILE, newest_checkpoint
-from evergreen.train.dataset import Encoder, encode_sources, read_sources
+from evergreen.train.dataset import Encoder, TrainingRecord, encode_sources, read_sources
+from evergreen.train.rules import check_settings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import TrainingArguments
 
-Penalty = Callable[["PreTrainedModel"], "torch.Tensor"]
+    from evergreen.data.packing import Row
+    from evergreen.train.report import Report
+
+MAX_PROBED = 64  # records of each kind on which the layers are chosen
+MAX_MEASURED = 256  # replayed records that a penalty is measured on
+NO_PARTS = Parts()
 
 
-def run_sft(
-    settings: SftSettings,
-    make_penalty: Callable[["PreTrainedModel"], Penalty] | None = None,
-    replay: Callable[[int], Sequence[Record]] | None = None,
-) -> dict[str, Any]:
+def run_sft(settings: SftSettings, parts: Parts = NO_PARTS, console: Console | None = None) -> dict[str, Any]:
     """Train, and return what `--json` prints: version, output_dir, train_loss, steps, tokens_per_second, ...
 
-    `make_penalty` is given the model before the first step and returns a term that joins the loss once a step;
-    `replay(num_new)` gives earlier records to mix with the data. Raises BadInput for what the user can mend and
-    Failure for what the machine could not do."""
+    `parts` is what continual learning adds; `console` is where the run reports (stdout, or stderr with --json). Raises
+    BadInput for what the user can mend and Failure for what the machine could not do."""
     check_settings(settings)
-    console = Console(stderr=settings.json, quiet=not output.is_main_process())
+    console = console or Console(stderr=settings.json, quiet=not output.is_main_process())
     with output.claimed(settings) as folder:
         try:
-            return _Run(settings, folder, console).train(make_penalty, replay)
+            return _Run(settings, folder, console).train(parts)
         except Exception as error:
             raise _failure(error, folder) or error from error
-
-
-def check_settings(settings: SftSettings) -> None:
-    """What is missing or contradicts itself, before anything is read; other frameworks' spellings become ours."""
-    _respell(settings)
-    has_evaluation = settings.val_dataset or settings.split_dataset_ratio
-    rules = [
-        (not (settings.model or settings.adapters or settings.prev_model),
-         "--model is missing (nano, a folder or a hub name)"),
-        (not settings.do_train, "--do_train false: sft trains; see evergreen eval and evergreen infer"),
-        (not settings.dataset, "--dataset is missing (a file, a folder, or a name in dataset_info.json)"),
-        (settings.eval_strategy in ("steps", "epoch") and not has_evaluation,
-         f"--eval_strategy {settings.eval_strategy} needs data to evaluate: give --val_dataset or "
-         "--split_dataset_ratio 0.05"),
-        (settings.bf16 and settings.fp16, "--bf16 and --fp16 contradict each other"),
-        (settings.quantization_bit and settings.train_type != "qlora",
-         "--quantization_bit is for --train_type qlora"),
-        (settings.quantization_bit not in (None, 4),
-         f"--quantization_bit {settings.quantization_bit}: qlora has 4-bit bases"),
-        (settings.streaming and settings.max_steps < 1,
-         "--streaming true needs --max_steps, since the number of rows is not known"),
-        (settings.streaming and settings.split_dataset_ratio,
-         "--split_dataset_ratio cannot split a stream: give --val_dataset"),
-        (settings.replay_samples and not settings.prev_model,
-         "--replay_samples needs the earlier run whose data it replays: give --prev_model"),
-        (settings.replay_samples and settings.streaming, "--replay_samples cannot be mixed into a stream"),
-        (settings.modules_to_save and settings.train_type in ("full", "freeze"),
-         "--modules_to_save is for lora and qlora"),
-    ]  # fmt: skip
-    problems = [problem for is_broken, problem in rules if is_broken]
-    if problems:
-        raise BadInput("; ".join(problems))
-
-
-def _respell(settings: SftSettings) -> None:
-    """LLaMA-Factory's `lora_target: all` and `q_proj,v_proj`, its qlora (lora with quantization_bit), bf16 and fp16."""
-    if settings.bf16 or settings.fp16:
-        settings.torch_dtype = "bfloat16" if settings.bf16 else "float16"
-    if settings.quantization_bit and settings.train_type == "lora":
-        settings.train_type = "qlora"
-    for flag in ("target_modules", "modules_to_save"):
-        names = [name.strip() for text in getattr(settings, flag) for name in text.split(",")]
-        setattr(settings, flag, ["all-linear" if name == "all" else name for name in names if name])
-    settings.target_modules = settings.target_modules or ["all-linear"]
 
 
 class _Run:
@@ -97,49 +57,61 @@ class _Run:
         self.settings, self.folder, self.console = settings, folder, console
         self.started = datetime.now(UTC)
 
-    def train(
-        self,
-        make_penalty: Callable[["PreTrainedModel"], Penalty] | None,
-        replay: Callable[[int], Sequence[Record]] | None,
-    ) -> dict[str, Any]:
+    def train(self, parts: Parts) -> dict[str, Any]:
         checkpoint = output.find_checkpoint(self.settings)
-        self.sources = read_sources(self.settings, replay)
+        self.sources = read_sources(self.settings, parts.replay)
         self._resolve(checkpoint)
         self._encode()
         self._load()
+        trainer = self._make_trainer()
+        self._choose_layers(parts, trainer)
         self._say_plan()
-        trainer = self._make_trainer(make_penalty(self.model) if make_penalty else None)
-        return self._finish(trainer, self._fit(trainer))
+        self._stay_close(parts, trainer)
+        self._say_notes(parts)
+        train_loss = self._fit(trainer)
+        self._save(trainer)
+        if parts.finish and output.is_main_process():
+            parts.finish(self.folder)
+            self._say_notes(parts)
+        return self._finish(trainer, train_loss)
 
     def _resolve(self, checkpoint: Path | None) -> None:
         from evergreen.model import load
+        from evergreen.train.tune import starting_point
 
         settings = self.settings
         if settings.prev_model and not Path(load.find_model(settings.prev_model)).is_dir():
             raise BadInput(f"--prev_model {settings.prev_model}: no such folder; it wants an earlier run's output_dir")
-        self.reference = load.resolve(settings.prev_model or settings.model, settings.adapters)
-        self.base_digest = load.model_digest(self.reference.base)
+        self.source = load.resolve(settings.prev_model or settings.model, settings.adapters)  # the version to build on
         if settings.prev_model and settings.model:
             given = load.resolve(settings.model).base
-            if load.model_digest(given) not in (self.base_digest, self._args().get("base_digest")):
+            known = (load.model_digest(self.source.base), self._args().get("base_digest"))
+            if load.model_digest(given) not in known:
                 raise BadInput(
-                    f"--prev_model {settings.prev_model} was trained on {self.reference.base}, not on {given}: "
+                    f"--prev_model {settings.prev_model} was trained on {self.source.base}, not on {given}: "
                     "leave --model away or give the same"
                 )
+        say = lambda what: self._report().say("base", what)  # noqa: E731
+        self.reference = starting_point(settings, self.source, self.folder, say)
+        self.base_digest = load.model_digest(self.reference.base)
         self.resume = checkpoint and output.resume_mode(settings, checkpoint, self.sources.hash, self.base_digest)
         if settings.system is None:  # an earlier run's system prompt and template hold for its continuation
             settings.system = self._args().get("system")
         settings.template = settings.template or self._args().get("template") or ""
 
     def _args(self) -> dict[str, Any]:
-        return self.reference.args or {}
+        return self.source.args or {}
+
+    def _report(self) -> "Report":
+        from evergreen.train.report import Report
+
+        return Report(self.console)
 
     def _encode(self) -> None:
         from evergreen.model import load
         from evergreen.train.loss import can_pack
 
-        place = str(self.reference.adapters[-1]) if self.reference.adapters else self.reference.base
-        self.tokenizer = load.load_tokenizer(place, self.reference.base, self.settings.template)
+        self.tokenizer = load.tokenizer_for(self.reference, self.settings.template)
         self.config = load.load_config(self.reference.base)
         load.check_model_type(self.settings.model_type, self.config)
         self.unpacked = can_pack(self.config) if self.settings.packing else ""
@@ -150,7 +122,7 @@ class _Run:
     def _load(self) -> None:
         from evergreen.model import load
         from evergreen.train import memory
-        from evergreen.train.tune import count_parameters, load_trainable
+        from evergreen.train.tune import load_trainable
 
         self.device = self.settings.device or load.default_device()
         self.dtype = load.resolve_dtype(self.settings.torch_dtype, self.device)
@@ -159,20 +131,99 @@ class _Run:
         with self.console.status("loading the model"):
             self.model = load_trainable(self.settings, self.reference, weights, self.dtype, self.device)
         self.model.config.use_cache = False
+
+    # -- what continual learning adds, before the first step
+
+    def _choose_layers(self, parts: Parts, trainer: Any) -> None:
+        """Freeze the decoder layers that are not to learn; a run that goes on exactly keeps those it had chosen."""
+        from evergreen.train.tune import count_parameters, freeze_layers
+
+        self.layers = None
+        if parts.choose_layers:
+            self.layers = sorted(self._recorded_layers() or self._measured_layers(parts, trainer))
+            freeze_layers(self.model, set(self.layers))
         self.trainable, self.total = count_parameters(self.model)
+
+    def _recorded_layers(self) -> set[int]:
+        if not (self.resume and self.resume.exact):
+            return set()
+        return set(read_json(self.resume.checkpoint / output.ARGS_FILE).get("layers") or ())
+
+    def _measured_layers(self, parts: Parts, trainer: Any) -> set[int]:
+        from evergreen.train import loss
+
+        new, old = (self._some(records, MAX_PROBED) for records in (self.data.new, self.data.old))
+        with self._as_it_is():
+            rows = (self._moved(trainer.rows_of(records)) for records in (new, old))
+            return parts.choose_layers(self.model, *rows, loss.row_loss)
+
+    def _some(self, records: list[TrainingRecord], at_most: int) -> list[TrainingRecord]:
+        return random.Random(self.settings.seed).sample(records, min(at_most, len(records)))
+
+    def _stay_close(self, parts: Parts, trainer: Any) -> None:
+        """Give the trainer its teacher, penalty and pull. They are measured on the model as it is now."""
+        from evergreen.train import loss
+
+        if not (parts.teach or parts.penalty or parts.pull):
+            return
+        with self._as_it_is(), self.console.status("measuring what is to be kept"):
+            if parts.penalty:
+                old = self._some(self.data.old, MAX_MEASURED)
+                single = [row for record in old for row in trainer.rows_of([record])]
+                trainer.penalty = parts.penalty(self.model, self._moved(single), loss.row_loss)
+            if parts.pull:
+                trainer.pull = parts.pull(self.model)
+            if parts.teach:
+                self.data.old = parts.teach(self.data.old, lambda records, k: self._top_tokens(trainer, records, k))
+                trainer.train_dataset = self.data.train
+
+    def _top_tokens(
+        self, trainer: Any, records: list[TrainingRecord], k: int
+    ) -> list[tuple["torch.Tensor", "torch.Tensor"]]:
+        """The model's k likeliest tokens at the targets of every record, with their log-probabilities, on the CPU."""
+        import torch
+
+        from evergreen.train import loss
+
+        order = sorted(range(len(records)), key=lambda i: records[i].ids)  # as packing does, so that rows keep it
+        rows = self._moved(trainer.rows_of([records[i] for i in order]))
+        ids, log_probs = zip(*(loss.top_tokens(self.model, row, k) for row in rows), strict=True)
+        counts = [records[i].num_targets for i in order]
+        split = [torch.cat(parts).cpu().split(counts) for parts in (ids, log_probs)]
+        found = dict(zip(order, zip(*split, strict=True), strict=True))
+        return [found[i] for i in range(len(records))]
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        """The model without dropout, computing in the run's dtype as it will in training."""
+        import torch
+
+        was_training, is_narrow = self.model.training, self.dtype is not torch.float32
+        self.model.eval()
+        try:
+            with torch.autocast(torch.device(self.device).type, self.dtype, enabled=is_narrow):
+                yield
+        finally:
+            self.model.train(was_training)
+            self.model.zero_grad(set_to_none=True)
+
+    def _moved(self, rows: list["Row"]) -> list["Row"]:
+        import torch
+
+        return [row.to(torch.device(self.device)) for row in rows]
 
     def _say_plan(self) -> None:
         from evergreen.train import memory
-        from evergreen.train.report import Report
 
         settings = self.settings
         self.forecast = memory.forecast(
             self.model, settings, self.dtype, self.data.longest, self.data.mean_tokens, self.held_before
         )
-        report = Report(self.console)
+        report = self._report()
         report.data(self.sources, self.data)
         report.model(settings, self.trainable, self.total, self.dtype, self.device, self.unpacked)
-        report.adapter(self.model, self._trains_adapter() and bool(self.reference.adapters))
+        goes_on = self._trains_adapter() and settings.chain == "continue" and bool(self.reference.adapters)
+        report.adapter(self.model, goes_on)
         if settings.eval_steps and not self.data.evaluation:
             report.say(
                 "evaluation",
@@ -185,7 +236,15 @@ class _Run:
             report.say("resuming", f"no checkpoint in {self.folder} yet: the run starts from its first step")
         report.memory(settings, self.forecast, self.device, self.data.longest)
 
-    def _make_trainer(self, penalty: Penalty | None) -> Any:
+    def _say_notes(self, parts: Parts) -> None:
+        for note in parts.notes:
+            if isinstance(note, tuple):
+                self._report().say(*note)
+            else:
+                self.console.print(note)
+        parts.notes.clear()
+
+    def _make_trainer(self) -> Any:
         from transformers import PrinterCallback
 
         from evergreen.train import fused, loss, memory
@@ -207,11 +266,10 @@ class _Run:
             max_row_tokens=memory.max_row_tokens(settings),
             packing=settings.packing and not self.unpacked,
             pad_id=self.tokenizer.pad_token_id or 0,
-            penalty=penalty,
             finish_checkpoint=self._write_args,
         )
         trainer.remove_callback(PrinterCallback)
-        self.progress = ProgressCallback(self.folder, self.device, self.console, lambda: trainer.num_tokens_seen)
+        self.progress = ProgressCallback(self.folder, self.device, self.console, lambda: trainer.totals.num_tokens)
         trainer.add_callback(self.progress)
         return trainer
 
@@ -257,7 +315,8 @@ class _Run:
         if exact:
             self._check_steps_left(trainer)
         try:
-            return trainer.train(resume_from_checkpoint=str(self.resume.checkpoint) if exact else None).training_loss
+            trainer.train(resume_from_checkpoint=str(self.resume.checkpoint) if exact else None)
+            return trainer.mean_loss
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise self._out_of_memory(error) or error from error
         finally:
@@ -275,18 +334,17 @@ class _Run:
                            "--num_train_epochs or --max_steps, or name an earlier checkpoint")  # fmt: skip
 
     def _finish(self, trainer: Any, train_loss: float) -> dict[str, Any]:
+        """The record of a run whose files are all written; version.json comes last and says so."""
         from evergreen.train import memory
         from evergreen.train.progress import plot_loss
-        from evergreen.train.report import Report
 
-        self._save(trainer)
-        seconds = max(self.progress.loop_seconds, 1e-9)
+        seconds = max(trainer.totals.loop_seconds, 1e-9)
         document = {
             "version": "",
             "output_dir": str(self.folder),
             "train_loss": round(train_loss, 6),
             "steps": trainer.state.global_step,
-            "tokens_per_second": round(trainer.num_tokens_seen / seconds, 1),
+            "tokens_per_second": round(trainer.totals.num_tokens / seconds, 1),
             "loop_seconds": round(seconds, 3),
             "peak_memory_bytes": memory.peak_bytes(self.device),
             "trainable_parameters": self.trainable,
@@ -296,12 +354,12 @@ class _Run:
         if output.is_main_process():
             trainer.state.save_to_json(str(self.folder / "trainer_state.json"))
             known = self.folder / output.VERSION_FILE
-            if not trainer.num_tokens_seen and known.is_file():  # a finished run resumed: its record stays
+            if not trainer.has_stepped and known.is_file():  # a finished run resumed: its record stays
                 return document | {name: value for name, value in read_json(known).items() if name in document} | {
                     "version": read_json(known)["digest"]}  # fmt: skip
             document["version"] = self._write_version(trainer, document)
             picture = plot_loss(self.folder) if self.settings.plot_loss else None
-            Report(self.console).result(document, picture, "--adapters" if self._is_adapter() else "--model")
+            self._report().result(document, picture, "--adapters" if self._is_adapter() else "--model")
         return document
 
     def _save(self, trainer: Any) -> None:
@@ -319,18 +377,26 @@ class _Run:
         return (self.folder / "adapter_config.json").is_file()
 
     def _write_args(self, folder: Path) -> None:
+        from evergreen.train.tune import chain_of
+
+        is_checkpoint = folder != self.folder  # it is still beside its place, and the chain is named from there
         output.write_args(folder, self.settings, {
             "base": self._base_name(),
             "base_digest": self.base_digest,
             "data_hash": self.sources.hash,
             "sources": self.sources.mixture.sources,
+            "replayed": len(self.data.old),  # records of earlier runs and general ones: not this run's own data
+            "layers": self.layers,
+            "chain": chain_of(self.settings, self.reference, self.folder / folder.name if is_checkpoint else folder),
             "dtype": str(self.dtype).removeprefix("torch."),
             "evergreen": evergreen.__version__,
         })  # fmt: skip
 
     def _write_version(self, trainer: Any, document: dict[str, Any]) -> str:
         from evergreen.model.adapters import adapter_digest
+        from evergreen.model.find import parent_of
         from evergreen.model.load import model_digest
+        from evergreen.train.tune import chain_of
 
         digest = adapter_digest(self.folder) if self._is_adapter() else model_digest(self.folder)
         sources = self.sources.mixture.sources
@@ -339,16 +405,18 @@ class _Run:
             "digest": digest,
             "base": self._base_name(),
             "base_digest": self.base_digest,
-            "parent": self._parent(),
+            "parent": parent_of(self.source),
             "method": self.settings.train_type,
-            "data": {"hash": self.sources.hash, "sources": sources, "rows": len(self.data.train) or None},
+            "data": {"hash": self.sources.hash, "sources": sources, "rows": len(self.data.train) or None,
+                     "replayed": len(self.data.old)},
+            "chain": chain_of(self.settings, self.reference, self.folder),
             "args_hash": digest_of(how),
             "seed": self.settings.seed,
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "steps": document["steps"],
             "train_loss": document["train_loss"],
-            "tokens": trainer.num_tokens_seen,
+            "tokens": trainer.totals.num_tokens,
             "tokens_per_second": document["tokens_per_second"],
             "peak_memory_bytes": document["peak_memory_bytes"],
             "evergreen": evergreen.__version__,
@@ -358,11 +426,6 @@ class _Run:
     def _base_name(self) -> str:
         base = self.reference.base
         return str(Path(base).resolve()) if Path(base).is_dir() else base
-
-    def _parent(self) -> str | None:
-        folder = self.reference.adapters[-1] if self.reference.adapters else Path(self.reference.base)
-        path = folder / output.VERSION_FILE
-        return read_json(path)["digest"] if path.is_file() else None
 
     def _out_of_memory(self, error: BaseException) -> Failure | None:
         """The settings that would fit, when memory was what ran out; None for any other error."""

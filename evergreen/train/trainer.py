@@ -11,19 +11,23 @@ import itertools
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from evergreen.data.packing import EncodedRecord, Row, pack, pad
 from evergreen.records import Failure
 from evergreen.train import loss
 from evergreen.train.checkpoints import newest_checkpoint
+
+MAX_PLACES = 3  # records named when a loss is not a number
 
 
 class StepSampler:
@@ -71,11 +75,33 @@ class Endless(IterableDataset):
                 return
 
 
+class Totals(TrainerCallback, ExportableState):
+    """What a run has done from its first step on. Checkpoints keep it, so that a resumed run's figures are the whole
+    run's."""
+
+    def __init__(self) -> None:
+        self.num_tokens = self.num_targets = 0  # of the records that this process trained
+        self.loss_sum = 0.0  # over optimizer steps, of the mean loss per target
+        self.loop_seconds = 0.0
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {name: value for name, value in vars(self).items() if name != "started"}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        before = state.stateful_callbacks.setdefault("Totals", self.state())  # a checkpoint's, when it is resumed
+        vars(self).update(before["attributes"])
+        self.started = time.monotonic() - self.loop_seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.loop_seconds = time.monotonic() - self.started
+
+
 class EvergreenTrainer(Trainer):
     """`args.per_device_train_batch_size` is here the records of a whole optimizer step on one device.
 
-    `row_loss(model, row)` is the summed loss of a row's targets, `penalty(model)` a term added once a step.
-    `finish_checkpoint(folder)` adds files to a checkpoint before it becomes visible under its final name."""
+    `row_loss(model, row)` is the summed loss of a row's targets, `penalty(model)` a term added once a step and
+    `pull(learning_rate)` a change of the weights just before each update. `finish_checkpoint(folder)` adds files to a
+    checkpoint before it becomes visible under its final name."""
 
     def __init__(
         self,
@@ -86,15 +112,23 @@ class EvergreenTrainer(Trainer):
         pad_id: int,
         row_loss: Callable[[torch.nn.Module, Row], torch.Tensor] = loss.row_loss,
         penalty: Callable[[torch.nn.Module], torch.Tensor] | None = None,
+        pull: Callable[[float], None] | None = None,
         finish_checkpoint: Callable[[Path], None] = lambda folder: None,
         **rest: Any,
     ):
         super().__init__(**rest)
         self.batch_size, self.max_row_tokens, self.packing, self.pad_id = batch_size, max_row_tokens, packing, pad_id
-        self.row_loss, self.penalty, self.finish_checkpoint = row_loss, penalty, finish_checkpoint
-        self.num_tokens_seen = 0  # record tokens trained by this process in this run
-        self.num_targets_seen = 0
+        self.row_loss, self.penalty, self.pull, self.finish_checkpoint = row_loss, penalty, pull, finish_checkpoint
+        self.totals = Totals()
+        self.add_callback(self.totals)
+        self._penalties: list[float] = []  # of the steps since the last log line
+        self.has_stepped = False  # in this process: a finished run that is resumed has nothing left to do
         self._staging = False
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the whole run, of its steps' mean loss per target."""
+        return self.totals.loss_sum / max(1, self.state.global_step)
 
     # -- batches
 
@@ -131,27 +165,51 @@ class EvergreenTrainer(Trainer):
         model.train()
         rows = [row.to(self.args.device) for row in inputs["rows"]]
         scale = self.args.world_size / max(1, int(num_items_in_batch))
-        total = torch.zeros((), device=self.args.device)
+        parts = []
         for i, row in enumerate(rows):
             is_last = i == len(rows) - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 part = self.row_loss(model, row) * scale
-                if is_last and self.penalty is not None:
-                    part = part + self.penalty(model)
-                self.accelerator.backward(part)
-            total += part.detach()
-        self._check_finite(total)
-        self.num_tokens_seen += sum(row.num_tokens for row in rows)
-        self.num_targets_seen += sum(row.num_targets for row in rows)
+                held = self.penalty(model) if is_last and self.penalty is not None else part.new_zeros(())
+                self.accelerator.backward(part + held)
+            parts.append(part.detach())
+        total = torch.stack(parts).sum()
+        self._check_finite(total + held.detach(), parts, rows)
+        self._penalties.append(float(held.detach()))
+        self.has_stepped = True
+        self.totals.loss_sum += float(total)
+        self.totals.num_tokens += sum(row.num_tokens for row in rows)
+        self.totals.num_targets += sum(row.num_targets for row in rows)
         return total
 
-    def _check_finite(self, total: torch.Tensor) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The penalty is told apart from the loss, which it would drown."""
+        if self.penalty is not None and "loss" in logs and self._penalties:
+            logs["penalty"] = sum(self._penalties) / len(self._penalties)
+            self._penalties.clear()
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.pull is not None:
+            optimizer.register_step_pre_hook(lambda optimizer, *_: self.pull(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    def _check_finite(self, total: torch.Tensor, parts: list[torch.Tensor], rows: list[Row]) -> None:
         if torch.isfinite(total):
             return
+        places = [place for part, row in zip(parts, rows, strict=True) if not torch.isfinite(part)
+                  for place in row.origins]  # fmt: skip
+        more = f" and {len(places) - MAX_PLACES} more" if len(places) > MAX_PLACES else ""
+        where = f" on {', '.join(places[:MAX_PLACES])}{more}" if places else ""
+        raise self._stopped(f"the loss became {float(total)} at step {self.state.global_step + 1}{where}")
+
+    def _stopped(self, what: str) -> Failure:
         kept = newest_checkpoint(Path(self.args.output_dir))
-        raise Failure(
-            f"the loss became {float(total)} at step {self.state.global_step + 1}; nothing was saved from that "
-            f"step on (last good checkpoint: {kept or 'none'}); try a smaller --learning_rate or --torch_dtype float32"
+        return Failure(
+            f"{what}; nothing was saved from that step on (last good checkpoint: {kept or 'none'}); try a smaller "
+            "--learning_rate or --torch_dtype float32"
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -191,6 +249,8 @@ class EvergreenTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write beside, then rename: a checkpoint that has its name is whole, whatever killed the process."""
+        if not all(torch.isfinite(weight).all() for weight in self.model.parameters() if weight.requires_grad):
+            raise self._stopped(f"the weights are no longer finite after step {self.state.global_step}")
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
