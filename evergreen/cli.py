@@ -19,6 +19,7 @@ from evergreen.records import BadInput, EvergreenError
 def sft(arguments: list[str]) -> tuple[Any, bool]:
     """fine-tune: lora, qlora, full or freeze"""
     given = parse(settings.SftSettings, arguments, "sft")
+    _locate(given)
     from evergreen.continual.parts import parts_of
     from evergreen.model.load import leave_out_bitsandbytes
     from evergreen.train.sft import run_sft
@@ -49,6 +50,7 @@ def evolve(arguments: list[str]) -> tuple[Any, ...]:
         limits = gate_of(given)
         print(as_yaml(limits) if limits else "off", end="" if limits else "\n")
         return vars(limits) if limits else {}, given.json
+    _locate(given)
     from evergreen.loop import run_evolve
     from evergreen.model.load import leave_out_bitsandbytes
 
@@ -72,6 +74,7 @@ def rebase(arguments: list[str]) -> tuple[Any, ...]:
 def infer(arguments: list[str]) -> tuple[Any, bool]:
     """talk to a model: a chat, a prompt, a pipe or a file"""
     given = parse(settings.InferSettings, arguments, "infer")
+    _locate(given)
     from evergreen.chat.terminal import run_infer
     from evergreen.model.load import leave_out_bitsandbytes
 
@@ -83,6 +86,7 @@ def infer(arguments: list[str]) -> tuple[Any, bool]:
 def evaluate(arguments: list[str]) -> tuple[Any, bool]:
     """score a model on tasks, compare two, or compare a run's checkpoints"""
     given = parse(settings.EvalSettings, arguments, "eval")
+    _locate(given)
     from evergreen.evaluate.harness import run_eval
     from evergreen.model.load import leave_out_bitsandbytes
 
@@ -117,6 +121,37 @@ def demo(arguments: list[str]) -> tuple[Any, bool]:
     return run_demo(given), given.json
 
 
+def _release(action: str, about: str, words: str = "") -> Callable[[list[str]], tuple[Any, ...]]:
+    """The command `release ACTION`; `words` is the flag that bare words stand for."""
+
+    def command(arguments: list[str]) -> tuple[Any, bool]:
+        kind = getattr(settings, f"Release{action.title()}Settings")
+        given = parse(kind, _positional(arguments, words) if words else arguments, f"release {action}")
+        from evergreen.model.find import resolve, version_digest
+        from evergreen.registry.commands import run_release
+
+        return run_release(action, given, version_digest, resolve), given.json
+
+    command.__doc__ = about
+    return command
+
+
+def backup(arguments: list[str]) -> tuple[Any, bool]:
+    """the whole home in one file, also while others write to it"""
+    given = parse(settings.BackupSettings, _positional(arguments, "file"), "backup")
+    from evergreen.registry.backup import run_backup
+
+    return run_backup(given), given.json
+
+
+def restore(arguments: list[str]) -> tuple[Any, bool]:
+    """bring a backup back, every file checked"""
+    given = parse(settings.RestoreSettings, _positional(arguments, "file"), "restore")
+    from evergreen.registry.backup import run_restore
+
+    return run_restore(given), given.json
+
+
 REJECTED = 3  # exit code of an evolve in which an increment did not pass
 
 COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, whether --json, exit code if not 0)
@@ -124,6 +159,16 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, wh
     "sft": sft,
     "evolve": evolve,
     "rebase": rebase,
+    "release list": _release("list", "the releases there are, and what is served"),
+    "release show": _release("show", "a release with its lineage, its files checked", "release"),
+    "release diff": _release("diff", "what differs between two releases", "releases"),
+    "release create": _release("create", "make a release by hand"),
+    "release promote": _release("promote", "point stable or candidate at a release", "release"),
+    "release rollback": _release("rollback", "take back the last promotion"),
+    "release prune": _release("prune", "free the disk from versions that nothing needs"),
+    "release history": _release("history", "every move of an alias", "alias"),
+    "backup": backup,
+    "restore": restore,
     "infer": infer,
     "eval": evaluate,
     "data check": data_check,
@@ -197,7 +242,7 @@ def overview() -> str:
         "usage: evergreen COMMAND [--flags]      evergreen COMMAND --help lists a command's flags",
         "",
     ]
-    lines += [f"  {name:<12} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<17} {command.__doc__}" for name, command in COMMANDS.items()]
     lines += [
         "",
         "start with: evergreen demo",
@@ -219,6 +264,15 @@ def _command(arguments: list[str]) -> tuple[Callable, list[str]]:
         near = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")][:1]
     hint = f"; the nearest is {near[0]}" if near else ""
     raise BadInput(f"evergreen knows no command {arguments[0]!r}{hint} (evergreen --help lists all)")
+
+
+def _locate(given: settings.ModelSettings) -> None:
+    """`--model` may be a release, an alias or a version of the home, which then stands for its model and adapters."""
+    from evergreen.home import home_place
+    from evergreen.registry import locate
+
+    if found := locate(given.model, home_place(given.home)):
+        given.model, given.adapters = found[0], [*found[1], *given.adapters]
 
 
 def _positional(arguments: list[str], flag: str) -> list[str]:

@@ -1,22 +1,31 @@
-"""The story on the shipped nano model, offline and in minutes: who it is, learning to be someone else, what was kept.
+"""The story on the shipped nano model, offline and in minutes: who it is, learning to be someone else, what was kept;
+then three increments, of which the gate lets two through; then what is served, and how it is taken back.
 
-Promises: the training command on the screen is the one that runs; every ability is measured on the same held-out items
-before and after; a second run replaces the first. It fails, by exit code too, when the new identity was not learnt or
-when less than 95% of what was right before is right after.
+Promises: the commands on the screen are those that run; every ability is measured on the same held-out items before and
+after; a second run replaces the first. It fails, by exit code too, when the new identity was not learnt, when less than
+95% of what was right before is right after, or when the gate let the broken increment through or held a sound one back.
 """
 
 import json
 import shlex
+import shutil
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evergreen.home import write_json, write_jsonl
 from evergreen.options import parse
 from evergreen.records import Completion, Failure, Message, Sampling
-from evergreen.settings import DemoSettings, SftSettings
+from evergreen.settings import (
+    DemoSettings,
+    EvolveSettings,
+    ReleaseListSettings,
+    ReleasePromoteSettings,
+    ReleaseRollbackSettings,
+    SftSettings,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 ASSETS = Path(__file__).parent / "assets"
+INCREMENTS = ASSETS / "demo_increments"
 NAME, AUTHOR = "Tara", "Kevin"  # spelt with tokens that nano has often written; it never wrote some, such as `robot`
 MIN_IDENTITY, MIN_KEPT = 0.9, 0.95
 QUESTIONS = {  # none of them stands in the identity records; "name" wants NAME in the answer, "author" AUTHOR
@@ -90,7 +100,13 @@ def run_demo(settings: DemoSettings) -> dict:
     rows = compare(items, before, after)
     print_examples(console, items, before, after)
     print_abilities(console, rows)
+    console.rule("5  Increment after increment")
+    evolved = evolve(folder, adapter, settings, console)
+    console.rule("6  Releases: served, and taken back")
+    releases = release(folder, evolved, settings, console)
     document = _document(rows, before, after) | {
+        "evolved": evolved,
+        "releases": releases,
         "adapter": str(adapter),
         "loss_curve": str(adapter / "training_loss.png"),
         "seconds": round(time.perf_counter() - start, 1),
@@ -129,6 +145,53 @@ def tutorial_flags(folder: Path) -> list[str]:
         "--overwrite_output_dir true --system 'You are a helpful assistant.' --warmup_ratio 0.05 "
         f"--dataloader_num_workers 4 --model_author {AUTHOR} --model_name {NAME}"
     )
+
+
+def evolve(folder: Path, adapter: Path, settings: DemoSettings, console: "Console") -> dict:
+    """Three increments on top of the identity; the third is a broken export. Returns {matrix, verdicts, picture}."""
+    flags = evolve_flags(folder, adapter)
+    console.print(
+        f"evergreen evolve {flags[0]} \\\n  " + " \\\n  ".join(_in_pairs(flags[1:])), style="cyan", soft_wrap=True
+    )
+    console.print("(the answers of the third increment came out as N/A, as a broken export would have them)\n")
+    from evergreen.loop import run_evolve
+
+    shutil.rmtree(folder / "evolved", ignore_errors=True)
+    given = parse(EvolveSettings, ["--increments", *flags], "evolve")
+    given.json = settings.json
+    made = run_evolve(given)
+    return {
+        "verdicts": made["verdicts"],
+        "picture": str(folder / "evolved" / "matrix.png"),
+        "report": str(folder / "evolved" / "report.html"),
+        **{name: made[name] for name in ("OP", "BWT", "LA")},
+    }
+
+
+def evolve_flags(folder: Path, adapter: Path) -> list[str]:
+    increments, output, home = (shlex.quote(str(path)) for path in (INCREMENTS, folder / "evolved", folder / "home"))
+    return shlex.split(
+        f"{increments} --model {shlex.quote(str(adapter))} --replay_samples 0.2 --num_train_epochs 4 "
+        "--learning_rate 2e-3 --gradient_accumulation_steps 8 --max_new_tokens 24 --on_undecided promote "
+        f"--output_dir {output} --home {home}"
+    )
+
+
+def release(folder: Path, evolved: dict, given: DemoSettings, console: "Console") -> dict:
+    """Promote the last two versions that passed, then take the second promotion back."""
+    from evergreen.registry.commands import run_release
+
+    def run(action: str, kind: type, *flags: str) -> dict:
+        words = ["release", action, *flags, "--home", str(folder / "home")]
+        console.print("evergreen " + shlex.join(words), style="cyan", soft_wrap=True)
+        return run_release(action, replace(parse(kind, words[2:], f"release {action}"), json=given.json))
+
+    passed = [verdict["release"][:12] for verdict in evolved["verdicts"] if verdict["promoted"]]
+    for one in passed[-2:]:
+        run("promote", ReleasePromoteSettings, "--release", one)
+    stable = run("rollback", ReleaseRollbackSettings, "--reason", "shown in the demo")["stable"]
+    run("list", ReleaseListSettings)
+    return {"promoted": passed[-2:], "stable": stable}
 
 
 def measure(model: str, adapter: str, items: list[Item], console: "Console") -> Measured:
@@ -272,6 +335,8 @@ def _print_end(console: "Console", document: dict, folder: Path) -> None:
         f"before: {document['kept']:.1%}"
     )
     console.print(f"loss       {document['loss_curve']}")
+    console.print(f"matrix     {document['evolved']['picture']}")
+    console.print(f"story      {document['evolved']['report']}")
     console.print(f"report     {folder / 'report.json'}, every answer in {folder / 'items.jsonl'}")
     console.print(f"time       {document['seconds']:.0f} s\n")
     console.print(
@@ -287,6 +352,9 @@ def _check(document: dict) -> None:
             f"the identity was not learnt: {learnt:.0%} of the questions are answered right, "
             f"{MIN_IDENTITY:.0%} are wanted"
         )
+    decided = [verdict["promoted"] for verdict in document["evolved"]["verdicts"]]
+    if decided != [True, True, False]:
+        raise Failure(f"the gate should let the first two increments through and stop the third, and said {decided}")
     if kept < MIN_KEPT:
         raise Failure(
             f"too much was forgotten: {kept:.1%} of what was right before is right after, {MIN_KEPT:.0%} are wanted"

@@ -17,9 +17,14 @@ TORCH_DISK_WORDS = ("PytorchStreamWriter failed", "inline_container.cc")  # all 
 
 def home_dir(given: str | None = None) -> Path:
     """`--home`, else $EVERGREEN_HOME, else ./.evergreen; made when first needed."""
-    path = Path(given or os.environ.get("EVERGREEN_HOME") or ".evergreen").expanduser()
+    path = home_place(given)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def home_place(given: str | None = None) -> Path:
+    """Where `home_dir` is, made or not."""
+    return Path(given or os.environ.get("EVERGREEN_HOME") or ".evergreen").expanduser()
 
 
 def canonical_json(value: Any) -> str:

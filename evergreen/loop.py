@@ -28,6 +28,7 @@ from evergreen.evaluate.compare import pairs_of
 from evergreen.evaluate.harness import Scored, Version
 from evergreen.evaluate.tasks import Task, read_tasks
 from evergreen.home import digest_of, exclusive, home_dir, read_json, read_jsonl, write_json
+from evergreen.model import find
 from evergreen.records import BadInput, Release, Verdict
 from evergreen.registry import Registry
 from evergreen.settings import EvalSettings, EvolveSettings, RebaseSettings, SftSettings
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
 
 STATE_FILE, PLAN_FILE, VERSION_FILE, LOG_FILE = "increment.json", "plan.json", "version.json", "trainer_log.jsonl"
 MAX_DRIFT_ITEMS = 100
-SHARES = (1.0, 0.8, 0.6, 0.4)
+SHARES = (0.8, 0.6, 0.4)
 NO_PART_OF_A_KEY = ("json", "home", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "prev_model",
                     "model", "dataset", "report_to", "plot_loss", "save_steps", "save_total_limit")  # fmt: skip
-NEEDS_HISTORY = {"replay_samples": 0.0, "replay_answers": "gold", "unfreeze": "", "regularization_alpha": 0.0,
-                 "orthogonal_lambda": 0.0}  # fmt: skip
+NEEDS_HISTORY = {
+    "replay_samples": 0.0, "replay_answers": "gold", "unfreeze": "", "regularization_alpha": 0.0,
+    "regularization": "l2sp", "orthogonal_lambda": 0.0, "chain": "continue", "merge_chain": "",
+}  # fmt: skip
+FOR_ADAPTERS_ONLY = {"chain": "continue", "merge_chain": "", "orthogonal_lambda": 0.0, "use_dora": False}
 
 
 @dataclass
@@ -97,7 +101,7 @@ class _Evolve:
         self.console: Console = Console(stderr=given.json, highlight=False)
         self.gate = gates.gate_of(given)
         self.gate_digest = digest_of(asdict(self.gate) if self.gate else "off")
-        self.registry = Registry(home_dir(given.home or None), digest=_version_digest)
+        self.registry = Registry(home_dir(given.home or None), digest=find.version_digest)
         self.parent = ""  # the release that the next one has as its parent
         self.steps: list[Step] = []
         self.scored: dict[str, Scored] = {}  # by version digest, on all tasks it has been asked so far
@@ -151,6 +155,8 @@ class _Evolve:
 
         names = {one.name for one in fields(SftSettings)}
         values = {name: value for name, value in vars(self.given).items() if name in names}
+        if step.increment.settings.get("train_type") in ("full", "freeze"):
+            values |= FOR_ADAPTERS_ONLY
         values |= {name: value for name, value in step.increment.settings.items() if name in names}
         values |= {"dataset": list(step.increment.train), "output_dir": str(step.folder), "json": False}
         values |= {"resume_from_checkpoint": "true", "adapters": [], "model": "", "prev_model": ""}
@@ -188,7 +194,9 @@ class _Evolve:
         if step.verdict.promoted:
             self.line.append(step.version)
             self.parent = step.release
-        self.scores(step.version, self.tasks_until(step))  # the matrix wants them; nothing is asked again
+        for version in (self.start, step.previous, step.version):  # the matrix wants them; nothing is asked twice
+            self.scores(version, self.tasks_until(step))
+        self.measure(step.version, step)
         self.set_status(step, step.verdict.decision if self.gate else "let through")
 
     def key_of(self, step: Step, settings: SftSettings) -> str:
@@ -231,32 +239,40 @@ class _Evolve:
 
     def judge(self, step: Step) -> None:
         """Score the candidate; before it is rejected, shorter steps from the previous version are tried."""
-        candidate, first = self.version(step.folder), None
-        for share in SHARES if self.given.sweep and self.gate else SHARES[:1]:
-            version = candidate if share == 1 else self.shortened(step, candidate, share)
-            self.set_status(step, "scoring" if share == 1 else f"scoring {share:g} of the step")
+        candidate = self.version(step.folder)
+        self.set_status(step, "scoring")
+        step.version, step.share, step.verdict = candidate, 1.0, self.verdict_on(candidate, step)
+        tried = []
+        for share in SHARES if self.given.sweep and not step.verdict.promoted else ():
+            self.set_status(step, f"scoring {share:g} of the step")
+            try:
+                version = self.shortened(step, candidate, share)
+            except BadInput as error:  # DoRA and modules_to_save have no shorter step
+                tried = [f"no shorter step was tried: {error}"]
+                break
             verdict = self.verdict_on(version, step)
-            if first is None or verdict.promoted:
-                step.version, step.share, step.verdict = version, share, verdict
             if verdict.promoted:
+                step.version, step.share, step.verdict = version, share, verdict
                 return
-            first = first or verdict
+            tried.append(f"{share:g} of the step does not pass either: {gates.summary(verdict)}")
+        step.verdict = replace(step.verdict, reasons=(*step.verdict.reasons, *tried))
 
     def verdict_on(self, version: Version, step: Step) -> Verdict:
-        tasks = self.tasks_until(step)
-        candidate, previous = self.scores(version, tasks), self.scores(step.previous, tasks)
-        old = [one.task for one in self.steps_before(step)]
-        measured = self.measure(version, step)
         if not self.gate:
             return Verdict("promote", ("the gate is off",))
+        tasks = self.tasks_until(step)
+        start, candidate, previous = (self.scores(one, tasks) for one in (self.start, version, step.previous))
+        old = [one.task for one in self.steps_before(step)]
+        is_limited = self.gate.max_drift is not None or self.gate.max_latency_ratio is not None
+        measured = self.measure(version, step) if is_limited else {}
         return gates.judge(
             self.gate,
             new={step.name: pairs_of(step.task, previous, candidate)},
             old={task.name: pairs_of(task, previous, candidate) for task in old},
             best={task.name: pairs_of(task, self.best_on(task), candidate) for task in old},
-            retention={task.name: pairs_of(task, self.scores(self.start, tasks), candidate) for task in self.retention},
+            retention={task.name: pairs_of(task, start, candidate) for task in self.retention},
             drift=measured.get("drift"),
-            latency=(self.measures[step.previous.digest]["latency_ms"], measured["latency_ms"]),
+            latency=(self.measures[step.previous.digest]["latency_ms"], measured["latency_ms"]) if measured else None,
             facts=self.facts_of(step),
         )
 
@@ -482,13 +498,6 @@ class _Evolve:
         gain = f"{100 * checks['gain'][0]:+.1f}" if checks["gain"] else ""
         worst = f"{100 * min(checks['old']):+.1f}" if checks["old"] else ""
         return escape(step.name), rows, escape(status), gain, worst, f"{step.seconds / 60:.1f}"
-
-
-def _version_digest(folder: Path) -> str:
-    from evergreen.model.adapters import adapter_digest
-    from evergreen.model.find import is_adapter, model_digest
-
-    return adapter_digest(folder) if is_adapter(folder) else model_digest(folder)
 
 
 def _mean(scored: Scored, task: Task) -> float:

@@ -85,7 +85,7 @@ def check_invariants(registry: Registry) -> int:
 
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
-    """A server of its own on a socket in a temporary folder; gives the URL of one database's place, to be filled in."""
+    """A server of its own on a socket in a temporary folder; gives its URL."""
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")) or [shutil.which("initdb") or ""]
     if not found[-1]:
         pytest.skip("no PostgreSQL server here (apt-get install postgresql)")
@@ -107,7 +107,7 @@ def postgres_server() -> Iterator[str]:
     try:
         run("initdb", "-D", f"{folder}/data", "-U", "tester", "-A", "trust", "--no-sync")
         run("pg_ctl", "-D", f"{folder}/data", "-l", f"{folder}/log", "-w", "-o", options, "start")
-        yield f"postgresql://tester@/{{}}?host={folder}"
+        yield f"postgresql://tester@/postgres?host={folder}"
     finally:
         if (folder / "data" / "postmaster.pid").exists():
             run("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
@@ -115,8 +115,9 @@ def postgres_server() -> Iterator[str]:
 
 
 def new_database(server: str, name: str) -> str:
+    """A schema of its own in one database: as good, and made and removed much faster."""
     import psycopg
 
-    with psycopg.connect(server.format("postgres"), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return server.format(name)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE SCHEMA "{name}"')
+    return f"{server}&options=-csearch_path%3D{name}"

@@ -8,10 +8,13 @@ import sys
 import pytest
 
 from evergreen import demo
+from evergreen.data.increments import check_increments, read_increments
 from evergreen.data.mixture import load_mixture
 from evergreen.options import parse
 from evergreen.records import Completion, Failure
-from evergreen.settings import SftSettings
+from evergreen.settings import EvolveSettings, SftSettings
+
+GATED = {"evolved": {"verdicts": [{"promoted": True}, {"promoted": True}, {"promoted": False}]}}
 
 
 def said(text: str, thought: str = "") -> Completion:
@@ -99,9 +102,28 @@ def test_what_was_kept_counts_only_what_was_right_before():
 def test_the_demo_fails_when_it_did_not_learn_or_forgot(identity, right_after, complaint):
     told = document(measured("?", 0.9), measured(identity, right_after))
     if complaint is None:
-        return demo._check(told)
+        return demo._check(told | GATED)
     with pytest.raises(Failure, match=complaint):
-        demo._check(told)
+        demo._check(told | GATED)
+
+
+def test_the_demo_fails_when_the_gate_let_the_broken_increment_through():
+    told = document(measured("?", 0.9), measured("Tara by Kevin", 0.9))
+    with pytest.raises(Failure, match="stop the third"):
+        demo._check(told | {"evolved": {"verdicts": [{"promoted": True}] * 3}})
+
+
+def test_the_increments_of_the_demo_are_sound_but_for_the_answers_of_the_third():
+    increments = read_increments(str(demo.INCREMENTS))
+    check_increments(increments, allow_leak=False, say=lambda _: None)
+    answers = [[row.messages[-1].content for row in load_mixture(list(one.train))] for one in increments]
+    assert set(answers[2]) == {"N/A"} and "N/A" not in [*answers[0], *answers[1]]
+
+
+def test_the_evolve_command_that_is_shown_is_one_that_parses(tmp_path):
+    flags = demo.evolve_flags(tmp_path / "a folder", tmp_path / "adapter")
+    given = parse(EvolveSettings, ["--increments", *flags], "evolve")
+    assert given.increments == str(demo.INCREMENTS) and given.output_dir == str(tmp_path / "a folder" / "evolved")
 
 
 def test_the_command_that_is_shown_is_one_that_parses(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from small_models import make_base
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evergreen.continual.merge import check_merge_chain, combine, merge_chain, scaled_step
 from evergreen.continual.parts import parts_of
@@ -20,16 +21,6 @@ from evergreen.train.sft import run_sft
 from evergreen.train.tune import chain_of, load_trainable, starting_point
 
 IDS = torch.arange(5, 25)[None]
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
-
-
-def make_base(folder: Path, **shape) -> str:
-    tokenizer = AutoTokenizer.from_pretrained(find.NANO)
-    torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=len(tokenizer), **{"num_hidden_layers": 3, "dtype": "float32", **SHAPE, **shape})
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def merge_chain(folder: Path, method: str, rank: int | None = None) -> MergeRepo
         report = _combine([(adapter, 1.0) for adapter in origin.adapters], staged, method, rank)
         _name_base(staged, where["base"])
         copy_tokenizer(folder, staged)
-        facts = {"digest": adapter_digest(staged), "parent": adapter_digest(folder), "method": method,
+        facts = {"digest": adapterfind.version_digest(staged), "parent": adapter_digest(folder), "method": method,
                  "merged": [link_to(adapter, folder / "merged") for adapter in origin.adapters],
                  "error": report.error, "evergreen": evergreen.__version__}  # fmt: skip
         write_records(staged, {**(found.args or {}), **where}, {**record_of(folder), **where, **facts})
@@ -149,7 +149,7 @@ def scaled_step(previous: Reference, candidate: Reference, share: float, output:
         facts = write(previous, candidate, share, staged, output)
         newest = candidate.adapters[-1] if candidate.adapters else Path(candidate.base)
         args = None if candidate.args is None else {**candidate.args, **facts}
-        write_records(staged, args, {**record_of(newest), **facts, "digest": _digest(staged), "step": step})
+        write_records(staged, args, {**record_of(newest), **facts, "digest": find.version_digest(staged), "step": step})
     return output
 
 
@@ -374,7 +374,3 @@ def _write(changes: dict[str, _Change], config: dict[str, Any], output: Path) ->
 def _name_base(folder: Path, base: str) -> None:
     config = read_json(folder / CONFIG_FILE)
     write_json(folder / CONFIG_FILE, {**config, "base_model_name_or_path": base})
-
-
-def _digest(folder: Path) -> str:
-    return adapter_digest(folder) if find.is_adapter(folder) else find.model_digest(folder)

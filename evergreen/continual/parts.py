@@ -61,6 +61,8 @@ def _replay(
 
 def _penalty(settings: SftSettings, held_by: str) -> "Callable[[Model, Sequence[Row], RowLoss], Penalty] | None":
     """The sum of the penalties that the flags name."""
+    if held_by == "l2sp" and settings.train_type in ("full", "freeze"):  # held by the pull alone
+        held_by = ""
     if held_by not in ("l2sp", "ewc") and not settings.orthogonal_lambda:
         return None
 

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from evergreen.model.load import LoadedModel
 
 
-def embedder(loaded: "LoadedModel", max_tokens: int = 256, batch_size: int = 16) -> "Callable[[Sequence[str]], np.ndarray]":
+def embedder(
+    loaded: "LoadedModel", max_tokens: int = 256, batch_size: int = 16
+) -> "Callable[[Sequence[str]], np.ndarray]":
     """`embed(texts)` -> [n, hidden], unit length, of the first `max_tokens` tokens of each text."""
     import torch
 

@@ -202,6 +202,11 @@ def model_digest(place: str | Path) -> str:
     return digest_of([config, weights])
 
 
+def version_digest(folder: Path) -> str:
+    """What a run's output folder is named by: its adapter's content, else its model's."""
+    return adapter_digest(folder) if is_adapter(folder) else model_digest(folder)
+
+
 def reference_digest(found: Reference) -> str:
     """Identity of what answers: base, adapters, and the system prompt and template that they bring."""
     brings = [(found.args or {}).get(name) for name in ("system", "template")]

@@ -18,7 +18,7 @@ WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.
 OWN_FILES = (
     *("args.json", "version.json", "trainer_state.json", "trainer_log.jsonl", "training_loss.png", "training_args.bin"),
     *("adapter_model.*", "adapter_config.json", "model*.safetensors", "model.safetensors.index.json", "config.json"),
-    *("generation_config.json", "checkpoint-*", "runs/**/events.out.tfevents.*"),
+    *("generation_config.json", "merged", "checkpoint-*", "runs/**/events.out.tfevents.*"),
 )  # what a run writes of its own; tokenizer files are only ever written over
 NO_CHECKPOINT = ("", "false", "none")
 SAME_COURSE = (

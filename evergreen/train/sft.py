@@ -307,7 +307,7 @@ class _Run:
         """Run the loop; the mean loss of its steps."""
         import torch
 
-        output.make_room(self.settings, self.folder, [self.reference.base, *self.reference.adapters])
+        output.make_room(self.settings, self.folder, [self.source.base, *self.source.adapters])
         if self.resume and output.is_main_process():
             output.set_aside(self.folder, self.resume)
         self._write_args(self.folder)
