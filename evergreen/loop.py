@@ -189,11 +189,13 @@ class _Evolve:
             self.judge(step)
             if step.verdict.promoted:
                 self.publish(step)
+                self.registry.promote(step.release, to="candidate")
             step.seconds = time.monotonic() - began
             write_json(step.folder / STATE_FILE, step.document() | {"gate": self.gate_digest})
+        elif step.verdict.promoted:
+            self.publish(step)  # in this home it may be new
         if step.verdict.promoted:
             self.line.append(step.version)
-            self.parent = step.release
         for version in (self.start, step.previous, step.version):  # the matrix wants them; nothing is asked twice
             self.scores(version, self.tasks_until(step))
         self.measure(step.version, step)
@@ -277,11 +279,10 @@ class _Evolve:
         )
 
     def publish(self, step: Step) -> None:
-        """The version that passed as a release, stored for good, with `candidate` pointing to it."""
+        """The version that passed as a release, stored for good."""
         self.set_status(step, "publishing")
         self.parent = self.parent or self.release_of(self.start).id
         made = self.release_of(step.version, parent=self.parent, gate=gates.document(step.verdict))
-        self.registry.promote(made.id, to="candidate")
         step.release = self.parent = made.id
 
     def release_of(self, version: Version, **lineage: Any) -> Release:

@@ -251,9 +251,7 @@ class EvolveSettings(SftSettings):
     min_items: int | None = option(
         None, "gate: a task with fewer items can reject, and need not be passed (0)", (), at_least=0
     )
-    on_undecided: str | None = option(
-        None, "gate: what too few items lead to (reject)", (), ("reject", "promote")
-    )
+    on_undecided: str | None = option(None, "gate: what too few items lead to (reject)", (), ("reject", "promote"))
 
 
 @dataclass

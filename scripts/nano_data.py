@@ -635,7 +635,7 @@ CURRICULUM = [
         },
     ),
     (
-        1.00,
+        0.97,
         {
             "copying": 0.05,
             "lookup": 0.01,
@@ -648,6 +648,23 @@ CURRICULUM = [
             "identity": 0.03,
             "talk": 0.01,
             "memory": 0.02,
+            "table": 0.12,
+            "sums": 0.05,
+        },
+    ),
+    (
+        1.00,  # facts are the first to fade when the mixture is wide
+        {
+            "copying": 0.04,
+            "drill": 0.12,
+            "context": 0.24,
+            "context_real": 0.10,
+            "facts": 0.20,
+            "raw_facts": 0.02,
+            "unknown": 0.04,
+            "identity": 0.05,
+            "talk": 0.01,
+            "memory": 0.01,
             "table": 0.12,
             "sums": 0.05,
         },
