@@ -385,7 +385,7 @@ NANO = Stream(
     metrics=("exact",) * len(skills.SKILLS),
     model=lambda bench: "nano",
     write=write_skills,
-    training={"learning_rate": 2e-3, "num_train_epochs": 4.0, "gradient_accumulation_steps": 8},
+    training={"learning_rate": 2e-3, "num_train_epochs": 2.0, "gradient_accumulation_steps": 8},
     max_new_tokens=40,
     lower="0-1",
 )

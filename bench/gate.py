@@ -7,7 +7,7 @@ does not allow, which is the hardest case, and falsely rejected when none falls.
 the gate itself says would decide. The exact chance is the sum over all outcomes of one task, without simulation.
 Last line of stdout: one JSON line.
 
-    python bench/gate.py                      2,000 candidates a cell, some ten minutes on one core
+    python bench/gate.py                      2,000 candidates a cell, some ten minutes on one free core
     python bench/gate.py --candidates 200     a look
 """
 

@@ -1,12 +1,12 @@
 """Five invented skills for the nano model, each as train rows and dev items, half Chinese, half English.
 
 Promises: the same seed gives the same rows; no dev item has the prompt of a train row, of its own skill or another;
-one prompt has one answer over all skills. Three skills read the same record form and write it differently, and two
-answer a short message with a word: learning one invites the model to lose another. Does not: need knowledge of the
-world; what a row wants is learnt from the rows of its own skill alone.
+one prompt has one answer over all skills. Two skills read the same record form and write it differently, two answer a
+question with one word, one reads dates: learning one invites the model to lose another. Does not: need knowledge of
+the world; what a row wants is learnt from the rows of its own skill alone.
 
 A skill is a function (Random, language, is_dev) -> (prompt, answer). Names and facts come from the same lists in both
-parts; wordings of `facts` and the message frames of `desk` differ between them.
+parts; the sentences of `facts`, `desk` and `agenda` differ between them.
 """
 
 import json
@@ -33,15 +33,11 @@ ASK = {
         zh=["写成库存", "请写库存", "把它写成库存", "库存怎么写"],
         en=["Write the stock entry", "As a stock entry", "Make a stock entry of it", "What is the stock entry"],
     ),
-    "label": dict(
-        zh=["写成货签", "请写货签", "把它写成货签", "货签怎么写"],
-        en=["Write the label", "As a label", "Make a label of it", "What is the label"],
-    ),
 }
 FIELDS = dict(zh=("品名", "数量", "城市"), en=("item", "amount", "city"))
 
 
-# -- one record, three ways to write it
+# -- one record, two ways to write it
 
 
 def record(r: random.Random, language: str) -> tuple[str, str, int, str]:
@@ -67,10 +63,6 @@ def ticket(thing: str, number: int, town: str) -> str:
 
 def stock(thing: str, number: int, town: str) -> str:
     return json.dumps({"w": town, "p": thing, "n": number}, ensure_ascii=False)
-
-
-def label(thing: str, number: int, town: str) -> str:
-    return f"[{town}]({thing}){number}"
 
 
 # -- facts about invented products
@@ -143,19 +135,41 @@ def desk(r: random.Random, language: str, is_dev: bool) -> tuple[str, str]:
     return f"A customer from {town}: {message} Which desk?", name
 
 
+# -- a date and a town, out of a sentence
+
+MEETINGS = {
+    "zh": (
+        ["{town}的会议在{date}开。", "{date}在{town}开会。", "{date},{town}有会议。", "会议在{town},日期是{date}。"],
+        ["{date}的会议在{town}。", "在{town}开会,日期{date}。"],
+    ),
+    "en": (
+        ["The meeting in {town} is on {date}.", "On {date} there is a meeting in {town}.", "{date}: meeting in {town}."]
+        + ["There is a meeting in {town}, the date is {date}."],
+        ["The date of the meeting in {town} is {date}.", "Meeting in {town} on {date}."],
+    ),
+}
+
+
+def agenda(r: random.Random, language: str, is_dev: bool) -> tuple[str, str]:
+    """A meeting as an entry of the agenda: day, month and town."""
+    year, month, day, town = r.randint(2015, 2029), r.randint(1, 12), r.randint(1, 28), r.choice(TOWNS[language])
+    text = r.choice(MEETINGS[language][is_dev]).format(town=town, date=f"{year}-{month:02d}-{day:02d}")
+    return text, f"[{day:02d}/{month:02d}]{town}"
+
+
 SKILLS: dict[str, Skill] = {
     "facts": facts,
     "ticket": of_record("ticket", ticket),
     "desk": desk,
     "stock": of_record("stock", stock),
-    "label": of_record("label", label),
+    "agenda": agenda,
 }
 
 
 # -- rows
 
 
-def rows(skill: str, seed: int, num_train: int = 300, num_dev: int = 150) -> tuple[list[dict], list[dict]]:
+def rows(skill: str, seed: int, num_train: int = 600, num_dev: int = 150) -> tuple[list[dict], list[dict]]:
     """Train rows and dev items of a skill, as `messages`; train rows may repeat, dev items may not."""
     r = random.Random(f"{skill} {seed}")
     made = {split: _endless(skill, r, split) for split in (False, True)}

@@ -43,7 +43,7 @@ def _on_policy(given: settings.SftSettings) -> tuple[Callable, ...]:
 
 def evolve(arguments: list[str]) -> tuple[Any, ...]:
     """learn increment after increment, measure forgetting, gate, release"""
-    given = parse(settings.EvolveSettings, _positional(arguments, "increments"), "evolve")
+    given = parse(settings.EvolveSettings, positional(arguments, "evolve"), "evolve")
     if given.print_gate:
         from evergreen.evaluate.gates import as_yaml, gate_of
 
@@ -62,7 +62,7 @@ def evolve(arguments: list[str]) -> tuple[Any, ...]:
 
 def rebase(arguments: list[str]) -> tuple[Any, ...]:
     """learn the increments of an evolve again on another base, and compare the two lines"""
-    given = parse(settings.RebaseSettings, _positional(arguments, "evolved"), "rebase")
+    given = parse(settings.RebaseSettings, positional(arguments, "rebase"), "rebase")
     from evergreen.loop import run_rebase
     from evergreen.model.load import leave_out_bitsandbytes
 
@@ -96,7 +96,7 @@ def evaluate(arguments: list[str]) -> tuple[Any, bool]:
 
 def data_check(arguments: list[str]) -> tuple[Any, bool]:
     """one report on data files: format, turns, lengths, duplicates, leakage"""
-    given = parse(settings.DataCheckSettings, _positional(arguments, "files"), "data check")
+    given = parse(settings.DataCheckSettings, positional(arguments, "data check"), "data check")
     from evergreen.data.check import run_check
     from evergreen.model.load import tokenizer_of
 
@@ -121,12 +121,12 @@ def demo(arguments: list[str]) -> tuple[Any, bool]:
     return run_demo(given), given.json
 
 
-def _release(action: str, about: str, words: str = "") -> Callable[[list[str]], tuple[Any, ...]]:
-    """The command `release ACTION`; `words` is the flag that bare words stand for."""
+def _release(action: str, about: str) -> Callable[[list[str]], tuple[Any, ...]]:
+    """The command `release ACTION`."""
 
     def command(arguments: list[str]) -> tuple[Any, bool]:
         kind = getattr(settings, f"Release{action.title()}Settings")
-        given = parse(kind, _positional(arguments, words) if words else arguments, f"release {action}")
+        given = parse(kind, positional(arguments, f"release {action}"), f"release {action}")
         from evergreen.model.find import resolve, version_digest
         from evergreen.registry.commands import run_release
 
@@ -138,7 +138,7 @@ def _release(action: str, about: str, words: str = "") -> Callable[[list[str]], 
 
 def backup(arguments: list[str]) -> tuple[Any, bool]:
     """the whole home in one file, also while others write to it"""
-    given = parse(settings.BackupSettings, _positional(arguments, "file"), "backup")
+    given = parse(settings.BackupSettings, positional(arguments, "backup"), "backup")
     from evergreen.registry.backup import run_backup
 
     return run_backup(given), given.json
@@ -146,12 +146,16 @@ def backup(arguments: list[str]) -> tuple[Any, bool]:
 
 def restore(arguments: list[str]) -> tuple[Any, bool]:
     """bring a backup back, every file checked"""
-    given = parse(settings.RestoreSettings, _positional(arguments, "file"), "restore")
+    given = parse(settings.RestoreSettings, positional(arguments, "restore"), "restore")
     from evergreen.registry.backup import run_restore
 
     return run_restore(given), given.json
 
 
+BARE_WORDS = {  # the flag that a command's bare words stand for
+    "evolve": "increments", "rebase": "evolved", "data check": "files", "backup": "file", "restore": "file",
+    "release show": "release", "release diff": "releases", "release promote": "release", "release history": "alias",
+}  # fmt: skip
 REJECTED = 3  # exit code of an evolve in which an increment did not pass
 
 COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, whether --json, exit code if not 0)
@@ -160,13 +164,13 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, wh
     "evolve": evolve,
     "rebase": rebase,
     "release list": _release("list", "the releases there are, and what is served"),
-    "release show": _release("show", "a release with its lineage, its files checked", "release"),
-    "release diff": _release("diff", "what differs between two releases", "releases"),
+    "release show": _release("show", "a release with its lineage, its files checked"),
+    "release diff": _release("diff", "what differs between two releases"),
     "release create": _release("create", "make a release by hand"),
-    "release promote": _release("promote", "point stable or candidate at a release", "release"),
+    "release promote": _release("promote", "point stable or candidate at a release"),
     "release rollback": _release("rollback", "take back the last promotion"),
     "release prune": _release("prune", "free the disk from versions that nothing needs"),
-    "release history": _release("history", "every move of an alias", "alias"),
+    "release history": _release("history", "every move of an alias"),
     "backup": backup,
     "restore": restore,
     "infer": infer,
@@ -275,10 +279,12 @@ def _locate(given: settings.ModelSettings) -> None:
         given.model, given.adapters = found[0], [*found[1], *given.adapters]
 
 
-def _positional(arguments: list[str], flag: str) -> list[str]:
+def positional(arguments: list[str], command: str) -> list[str]:
     """`evolve dataset/ --model M` is `evolve --increments dataset/ --model M`."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    return [f"--{flag}", *words, *arguments[len(words) :]] if words else arguments
+    if not words or command not in BARE_WORDS:
+        return arguments
+    return [f"--{BARE_WORDS[command]}", *words, *arguments[len(words) :]]
 
 
 def _say(message: object, code: int) -> int:

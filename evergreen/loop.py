@@ -380,6 +380,7 @@ class _Evolve:
             "train_loss_first": rows[0] if rows else None,
             "train_loss_last": rows[-1] if rows else None,
             "shift": step.shift,
+            "base_scores": {score.task: score.mean for score in self.scored[self.start.digest].scores},
             **{name: args[name] for name in ("replay_samples", "regularization_alpha", "learning_rate")},
         }
 

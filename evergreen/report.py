@@ -47,6 +47,7 @@ def markdown(folder: Path, matrix: dict[str, Any], steps: Sequence[dict[str, Any
         "## What each version can do",
         "![scores of every version on every task](matrix.png)",
         _measures(matrix),
+        _costs(matrix),
         *(part for step in judged for part in _increment(folder, step)),
         "## Settings",
         _table(("flag", "value"), [(f"`--{name}`", _shown(value)) for name, value in settings.items() if value not in
@@ -80,6 +81,17 @@ def _measures(matrix: dict[str, Any]) -> str:
     return _table(("measure", "points", "95% interval", "meaning"), rows)
 
 
+def _costs(matrix: dict[str, Any]) -> str:
+    """Drift and latency of every version that has them."""
+    rows = []
+    for row in matrix["rows"]:
+        latency, drift = row.get("latency_ms") or {}, row.get("drift") or {}
+        if latency or drift:
+            times = [f"{latency[name]:.0f}" if name in latency else "" for name in ("p50", "p95")]
+            rows.append((row["version"], *times, _shown_in("drift", drift.get("mean"))))
+    return _table(("version", "ms per answer, median", "95% below", "drift, nats a token"), rows)
+
+
 def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
     verdict, run = step["verdict"], folder / step["name"]
     made = read_json(run / "version.json") if (run / "version.json").is_file() else {}
@@ -93,7 +105,7 @@ def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
         ("training loss", f"{made.get('train_loss')}"),
     ]
     checks = [
-        (check["name"], check["task"], _points(check["value"]), _points(check["low"]), _points(check["limit"]),
+        (check["name"], check["task"], *(_shown_in(check["name"], check[part]) for part in ("value", "low", "limit")),
          {True: "holds", False: "**fails**", None: "cannot be told"}[check["passed"]])
         for check in verdict["checks"]
     ]  # fmt: skip
@@ -110,6 +122,11 @@ def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
 
 def _points(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _shown_in(check: str, value: float | None) -> str:
+    """Nats and ratios as they are, differences as points."""
+    return _points(value) if check not in ("drift", "latency") or value is None else f"{value:.3g}"
 
 
 def _shown(value: Any) -> str:

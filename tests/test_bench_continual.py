@@ -1,4 +1,4 @@
-"""The benchmark of continual learning: its data is clean, its figures are those of the definitions, its lines resume."""
+"""The benchmark of continual learning: its data is clean, its figures follow the definitions, its lines resume."""
 
 import sys
 from pathlib import Path

@@ -73,9 +73,7 @@ def check(words: list[str]) -> None:
         return
     name = next((name for name in (" ".join(words[:2]), words[0]) if name in cli.COMMANDS), None)
     assert name, f"evergreen has no command {words[0]}"
-    flags = words[len(name.split()) :]
-    while name == "data check" and flags and not flags[0].startswith("-"):
-        flags.pop(0)
+    flags = cli.positional(words[len(name.split()) :], name)
     if "--config" in flags:  # the recipe of an example does not exist
         del flags[flags.index("--config") : flags.index("--config") + 2]
     if not (flags and flags[0].endswith(".yaml")) and "--help" not in flags:

@@ -114,7 +114,7 @@ def merge_chain(folder: Path, method: str, rank: int | None = None) -> MergeRepo
         report = _combine([(adapter, 1.0) for adapter in origin.adapters], staged, method, rank)
         _name_base(staged, where["base"])
         copy_tokenizer(folder, staged)
-        facts = {"digest": adapterfind.version_digest(staged), "parent": adapter_digest(folder), "method": method,
+        facts = {"digest": adapter_digest(staged), "parent": adapter_digest(folder), "method": method,
                  "merged": [link_to(adapter, folder / "merged") for adapter in origin.adapters],
                  "error": report.error, "evergreen": evergreen.__version__}  # fmt: skip
         write_records(staged, {**(found.args or {}), **where}, {**record_of(folder), **where, **facts})
