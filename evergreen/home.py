@@ -89,11 +89,15 @@ def read_jsonl(path: str | Path) -> Iterator[dict]:
 def exclusive(path: Path, doing: str) -> Iterator[None]:
     """Hold `path` as a lock for as long as the block runs; the kernel frees it even after kill -9.
 
-    Raises BadInput when another process holds it."""
+    Raises BadInput when another process holds it, or when there can be no such file."""
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 the block below closes it
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise BadInput(f"{path.parent} cannot be written ({error.strerror}): choose another directory") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

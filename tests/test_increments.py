@@ -126,6 +126,14 @@ def test_a_missing_dev_set_and_a_dev_set_that_would_be_trained_are_refused(tmp_p
     assert "cities_dev.jsonl is named as a dev or test set but would be trained" in complaint(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["scores", "plan.json", "report.html"])
+def test_a_name_that_evolve_writes_itself_is_refused(tmp_path, name):
+    dataset(tmp_path, "increment_1").joinpath("increment_1").rename(tmp_path / name)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"increments: [{name}]\n", encoding="utf-8")
+    assert f"evolve itself writes {name}" in complaint(plan)
+
+
 def test_some_increments_can_be_picked_by_name(tmp_path):
     dataset(tmp_path, "base", "increment_1", "increment_2")
     assert [one.number for one in read_increments(str(tmp_path), ["base", "increment_2"])] == [0, 2]

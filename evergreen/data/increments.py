@@ -31,6 +31,7 @@ from evergreen.settings import SftSettings
 
 NUMBERED = re.compile(r"increment[_-]?(\d+)(?:[_-].*)?", re.IGNORECASE)
 NAME = re.compile(r"\w[\w .-]*")
+OF_EVOLVE = re.compile(r"scores|(?:plan|matrix|dev_all|compare|report)\.\w+", re.IGNORECASE)
 FILES = ("name", "train", "dev", "test")  # keys of a YAML entry beside settings
 SHORT = {"method": "train_type", "replay": "replay_samples", "rank": "lora_rank", "steps": "max_steps"}
 FROM_THE_LINE = {
@@ -228,6 +229,9 @@ def _of_entry(entry: Any, number: int, path: Path) -> Increment:
 
 
 def _check_names(increments: Sequence[Increment], path: Path) -> None:
+    for increment in increments:
+        if OF_EVOLVE.fullmatch(increment.name):
+            raise BadInput(f"{path}: evolve itself writes {increment.name} beside the increments: name yours otherwise")
     doubled = [name for name, count in Counter(increment.name for increment in increments).items() if count > 1]
     if doubled:
         raise BadInput(f"{path} names two increments {doubled[0]}: every one needs a name of its own")

@@ -1,6 +1,7 @@
 """What a person sees of a run: a live bar, one log line every `logging_steps`, and a picture of the loss."""
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def plot_loss(output_dir: Path) -> Path | None:
     axes.set(xlabel="optimizer step", ylabel="mean loss per target token", title=output_dir.name)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(output_dir / PLOT_FILE, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a folder's Chinese name without a font for it
+        figure.savefig(output_dir / PLOT_FILE, dpi=120)
     plt.close(figure)
     return output_dir / PLOT_FILE
 
