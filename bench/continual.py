@@ -228,8 +228,9 @@ class Bench:
             return self.replayed
 
         def teach(records: Sequence, top_tokens: Any) -> Any:
-            work.add("teacher", counter.forward(*self.count(self.replayed)))
-            return parts.teach(records, top_tokens)
+            once = records[: len(records) // times]
+            work.add("teacher", counter.forward(*_size_of(once)))
+            return parts.teach(once, top_tokens) * times
 
         def choose_layers(model: Any, new_rows: Sequence, old_rows: Sequence, row_loss: Any) -> set[int]:
             work.add("probe", counter.training(*_size_of([*new_rows, *old_rows])))
@@ -238,9 +239,10 @@ class Bench:
             return chosen
 
         def penalty(model: Any, old_rows: Sequence, row_loss: Any) -> Any:
+            once = old_rows[: len(old_rows) // times]
             if given.regularization == "ewc":
-                work.add("fisher", counter.training(*_size_of(old_rows)))
-            return parts.penalty(model, old_rows, row_loss)
+                work.add("fisher", counter.training(*_size_of(once)))
+            return parts.penalty(model, once, row_loss)
 
         counted = {"replay": replay, "teach": teach, "choose_layers": choose_layers, "penalty": penalty}
         return replace(parts, **{name: wrap for name, wrap in counted.items() if getattr(parts, name)})
@@ -314,6 +316,9 @@ class Bench:
 
 
 def _size_of(rows: Sequence[Any]) -> tuple[int, int]:
+    """Tokens and targets of packed rows or of encoded records."""
+    if rows and hasattr(rows[0], "ids"):
+        return sum(len(one.ids) for one in rows), sum(sum(one.is_target) for one in rows)
     return sum(row.num_tokens for row in rows), sum(row.num_targets for row in rows)
 
 

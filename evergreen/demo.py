@@ -138,7 +138,7 @@ def tutorial_flags(folder: Path) -> list[str]:
     dataset, output = (shlex.quote(str(path)) for path in (ASSETS / "identity.json", folder))
     return shlex.split(
         f"--model nano --train_type lora --dataset {dataset} --torch_dtype auto "
-        "--num_train_epochs 10 --per_device_train_batch_size 1 --per_device_eval_batch_size 1 --learning_rate 1.1e-3 "
+        "--num_train_epochs 10 --per_device_train_batch_size 1 --per_device_eval_batch_size 1 --learning_rate 1.4e-3 "
         "--lora_rank 8 --lora_alpha 32 --target_modules all-linear --freeze_layers 0-3 "
         "--gradient_accumulation_steps 16 --eval_steps 50 "
         f"--save_steps 50 --save_total_limit 2 --logging_steps 5 --max_length 2048 --output_dir {output} "
@@ -174,7 +174,7 @@ def evolve(folder: Path, adapter: Path, settings: DemoSettings, console: "Consol
 def evolve_flags(folder: Path, adapter: Path) -> list[str]:
     increments, output, home = (shlex.quote(str(path)) for path in (INCREMENTS, folder / "evolved", folder / "home"))
     return shlex.split(
-        f"{increments} --model {shlex.quote(str(adapter))} --replay_samples 160 --regularization kl "
+        f"{increments} --model {shlex.quote(str(adapter))} --replay_samples 160 --replay_repeats 1 --regularization kl "
         "--regularization_alpha 1 --num_train_epochs 5 --learning_rate 2e-3 --gradient_accumulation_steps 4 "
         "--max_new_tokens 24 --on_undecided promote "
         f"--output_dir {output} --home {home}"

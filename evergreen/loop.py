@@ -38,14 +38,18 @@ if TYPE_CHECKING:
 
 STATE_FILE, PLAN_FILE, VERSION_FILE, LOG_FILE = "increment.json", "plan.json", "version.json", "trainer_log.jsonl"
 MAX_DRIFT_ITEMS = 100
+EWC_ALPHA = EvolveSettings.regularization_alpha
 SHARES = (0.8, 0.6, 0.4)
 NO_PART_OF_A_KEY = ("json", "home", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "prev_model",
                     "model", "dataset", "report_to", "plot_loss", "save_steps", "save_total_limit")  # fmt: skip
 NEEDS_HISTORY = {
-    "replay_samples": 0.0, "replay_answers": "gold", "unfreeze": "", "regularization_alpha": 0.0,
+    "replay_samples": 0.0, "replay_repeats": 1, "replay_answers": "gold", "unfreeze": "", "regularization_alpha": 0.0,
     "regularization": "l2sp", "orthogonal_lambda": 0.0, "chain": "continue", "merge_chain": "",
 }  # fmt: skip
-FOR_ADAPTERS_ONLY = {"chain": "continue", "merge_chain": "", "orthogonal_lambda": 0.0, "use_dora": False}
+NOT_FOR_WHOLE_WEIGHTS = {  # adapters' own, and the default's Fisher, 8 bytes for each of 7 billion weights
+    "chain": "continue", "merge_chain": "", "orthogonal_lambda": 0.0, "use_dora": False, "regularization": "l2sp",
+    "regularization_alpha": 0.0,
+}  # fmt: skip
 
 
 @dataclass
@@ -155,14 +159,19 @@ class _Evolve:
 
         names = {one.name for one in fields(SftSettings)}
         values = {name: value for name, value in vars(self.given).items() if name in names}
+        is_default = self.given.regularization == "ewc" and self.given.regularization_alpha == EWC_ALPHA
+        if self.given.train_type in ("full", "freeze") and is_default:
+            values |= {"regularization": "l2sp", "regularization_alpha": 0.0}
         if step.increment.settings.get("train_type") in ("full", "freeze"):
-            values |= FOR_ADAPTERS_ONLY
+            values |= NOT_FOR_WHOLE_WEIGHTS
         values |= {name: value for name, value in step.increment.settings.items() if name in names}
         values |= {"dataset": list(step.increment.train), "output_dir": str(step.folder), "json": False}
         values |= {"resume_from_checkpoint": "true", "adapters": [], "model": "", "prev_model": ""}
         values |= self.start_of(previous)
         if not self.has_history(previous):
             values |= NEEDS_HISTORY
+        if not values["replay_samples"] and not values["general_replay"] and values["regularization"] != "l2sp":
+            values |= {"regularization": "l2sp", "regularization_alpha": 0.0}  # they measure on old rows
         settings = build(SftSettings, values)
         check_settings(settings)
         return settings

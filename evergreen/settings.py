@@ -164,6 +164,7 @@ class SftSettings(ModelSettings, DataSettings):
     replay_samples: float = option(
         0.0, "rows of prev_model's own data to mix in: below 1 a share of the new data, from 1 a count", (), at_least=0
     )
+    replay_repeats: int = option(1, "how often an epoch shows each replayed row", (), at_least=1)
     replay_answers: str = option(
         "gold", "what replayed prompts are answered with: as recorded, or by prev_model", (), ("gold", "onpolicy")
     )
@@ -226,6 +227,20 @@ class EvolveSettings(SftSettings):
 
     increments: str = option("", "a folder with base/, increment_1/, ... or a YAML list (also given without the flag)")
     output_dir: str = option("evolved", "where every version, the matrix and the report go")
+    replay_samples: float = option(
+        0.05,
+        "rows of all earlier increments to mix in: below 1 a share of the new data, from 1 a count",
+        (),
+        at_least=0,
+    )
+    replay_repeats: int = option(3, "how often an epoch shows each replayed row", (), at_least=1)
+    regularization: str = option(
+        "ewc",
+        "held by its weights (l2sp), by those that matter to old data (ewc), or by its answers to old data (kl)",
+        (),
+        ("l2sp", "ewc", "kl"),
+    )
+    regularization_alpha: float = option(3.0, "how strongly the model is held near its start; 0 is off", (), at_least=0)
     save_steps: int = option(20, "steps between two checkpoints: what a kill can cost", (), at_least=1)
     save_total_limit: int | None = option(1, "checkpoints kept beside each increment's own adapter", (), at_least=1)
     metric: str = option("auto", "exact, contains, choice, numeric, rouge_l, edit, sari, json or auto per dev set")

@@ -54,7 +54,7 @@ def _replay(
         if settings.general_replay:
             names = settings.dataset_dir, settings.seed, settings.model_name, settings.model_author
             found += replay.general_records(settings.general_replay, *names)
-        return found
+        return found * settings.replay_repeats
 
     return records
 

@@ -38,6 +38,8 @@ def check_settings(settings: SftSettings) -> None:
          f"--regularization {settings.regularization} measures on old data: give --replay_samples or --general_replay"),
         (settings.use_dora and settings.regularization == "l2sp" and settings.regularization_alpha,
          "--regularization l2sp does not hold for DoRA, whose weight is normalised: use plain LoRA"),
+        (settings.use_dora and settings.merge_chain,
+         "--merge_chain does not hold for DoRA, whose change is no product of two matrices: use plain LoRA"),
         (settings.orthogonal_lambda and settings.chain != "stack",
          f"--orthogonal_lambda keeps a new adapter away from those below it, and --chain {settings.chain} leaves none "
          "below: give --chain stack"),
