@@ -168,7 +168,8 @@ class _Run:
             return
         with self._as_it_is(), self.console.status("measuring what is to be kept"):
             if parts.penalty:
-                old = self._some(self.data.old, MAX_MEASURED)
+                distinct = self.data.old[: max(1, len(self.data.old) // self.settings.replay_repeats)]
+                old = self._some(distinct, MAX_MEASURED)
                 single = [row for record in old for row in trainer.rows_of([record])]
                 trainer.penalty = parts.penalty(self.model, self._moved(single), loss.row_loss)
             if parts.pull:
