@@ -14,12 +14,12 @@ Does not: move `stable` (see `evergreen release promote`), or change a model tha
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evergreen import watch
 from evergreen.data.increments import Increment, check_increments, read_increments, write_dev_all
 from evergreen.data.sources import resolve as locate
 from evergreen.data.sources import split_sources
@@ -113,7 +113,7 @@ class _Evolve:
 
     def run(self) -> dict[str, Any]:
         self.prepare()
-        with self.watched():
+        with watch.live(self.console, self.table):
             for step in self.steps:
                 self.take(step)
                 self.write()
@@ -475,40 +475,8 @@ class _Evolve:
     def is_live(self) -> bool:
         return self.console.is_terminal
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """In a terminal, one table that lives; in a file, one line for each thing begun."""
-        from rich.live import Live
-
-        if not self.is_live:
-            yield
-            return
-        with Live(get_renderable=self.table, console=self.console, refresh_per_second=2):
-            yield
-
     def table(self) -> "Table":
-        from rich.table import Table
-
-        table = Table(title=f"evolving {self.given.model} into {self.folder}", title_justify="left")
-        for column in ("increment", "rows", "state", "new task", "old tasks", "minutes"):
-            table.add_column(column, justify="left" if column in ("increment", "state") else "right")
-        for step in self.steps:
-            table.add_row(*self.cells(step))
-        return table
-
-    def cells(self, step: Step) -> tuple[str, ...]:
-        from rich.markup import escape
-
-        status = step.status + (_training_progress(step.folder) if step.status == "training" else "")
-        rows = str(len(step.task.items)) + " dev"
-        if not step.verdict:
-            return escape(step.name), rows, escape(status), "", "", ""
-        checks = {"gain": [], "old": []}
-        for check in step.verdict.checks:
-            checks.setdefault(check.name, []).append(check.value)
-        gain = f"{100 * checks['gain'][0]:+.1f}" if checks["gain"] else ""
-        worst = f"{100 * min(checks['old']):+.1f}" if checks["old"] else ""
-        return escape(step.name), rows, escape(status), gain, worst, f"{step.seconds / 60:.1f}"
+        return watch.table(f"evolving {self.given.model} into {self.folder}", self.steps)
 
 
 def _mean(scored: Scored, task: Task) -> float:
@@ -522,16 +490,6 @@ def _file_digest(path: str | Path) -> str:
         return str(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _training_progress(folder: Path) -> str:
-    """` 34/60, loss 0.81, 12 s left`, from the run's own log."""
-    rows = list(read_jsonl(folder / LOG_FILE)) if (folder / LOG_FILE).is_file() else []
-    if not rows:
-        return ""
-    row = rows[-1]
-    steps, seconds = f"{row['current_steps']}/{row['total_steps']}", row["remaining_seconds"]
-    return f" {steps}, loss {row.get('loss', 0):.3g}, {seconds:.0f} s left"
 
 
 def run_rebase(given: RebaseSettings) -> dict[str, Any]:

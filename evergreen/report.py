@@ -41,8 +41,9 @@ def write(folder: Path, matrix: dict[str, Any], steps: Sequence[dict[str, Any]],
 
 def markdown(folder: Path, matrix: dict[str, Any], steps: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     judged = [step for step in steps if step["verdict"]]
+    num_passed, num_left = sum(step["verdict"]["promoted"] for step in judged), len(steps) - len(judged)
     parts = [
-        f"# {folder.name}: {len(judged)} of {len(steps)} increments",
+        f"# {folder.name}: {num_passed} of {len(steps)} increments passed" + f", {num_left} to come" * bool(num_left),
         _summary(judged),
         "## What each version can do",
         "![scores of every version on every task](matrix.png)",

@@ -11,7 +11,7 @@ FLOORS = [
     {"model", "data", "registry"},
     {"engine", "train", "continual"},
     {"evaluate", "chat"},
-    {"report"},
+    {"report", "watch"},
     {"loop"},
     {"demo", "doctor"},
     {"cli"},

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 def parts_of(settings: SftSettings, generate: Callable | None = None, score: Callable | None = None) -> Parts:
     """What `settings` ask of continual learning; no flag, no part. `generate` and `score` answer old prompts anew and
-    judge the answers (see replay.on_policy): --replay_answers onpolicy alone needs them."""
+    judge the answers (see replay.on_policy): --replay_answers onpolicy alone needs them. Raises BadInput for what cannot
+    be done with these adapters."""
     alpha = settings.regularization_alpha
     held_by = settings.regularization if alpha else ""
     notes: list[Any] = []
+    if settings.merge_chain:
+        from evergreen.continual.merge import check_merge_chain
+
+        check_merge_chain(settings)
     return Parts(
         notes=notes,
         replay=_replay(settings, generate, score, notes),
