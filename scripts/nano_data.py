@@ -12,7 +12,6 @@ import re
 import string
 
 from nano_attributes import STOP, ask, capital, shown_value, state
-from nano_attributes import kind_group as kind_group
 from nano_context import Turns, context, context_easy, drill, sentence, token
 from nano_names import (
     attributes,

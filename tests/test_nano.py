@@ -14,6 +14,7 @@ NANO = ROOT / "evergreen" / "model" / "nano"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_nano  # noqa: E402
+import nano_attributes  # noqa: E402
 import nano_data  # noqa: E402
 import nano_names  # noqa: E402
 
@@ -152,9 +153,10 @@ def test_sums_kept_for_measuring_are_never_trained():
 def trained_sentences(language: str) -> set[str]:
     r, names = random.Random(6), nano_names
     texts = {plain(frame) for kind in ("sum", "table") for frame in names.frames(f"{language}.{kind}")}
-    for attribute_names, kind, asks, says in names.attributes(language):
-        group = nano_data.kind_group(kind)
-        sections = ("line", "ask", "ask.any", f"line.{group}", f"ask.{group}")
+    made = nano_attributes.noun_attributes(language) + nano_attributes.verb_attributes(language)
+    for attribute_names, kind, asks, says in names.attributes(language) + made:
+        group = nano_attributes.kind_group(kind)
+        sections = ("line", "ask", "ask.any", f"line.{group}", f"ask.{group}", f"kindask.{group}")
         frames = [frame for section in sections for frame in names.frames(f"{language}.{section}")]
         texts |= {plain(text) for text in asks + says}
         texts |= {plain(frame.replace("{a}", name)) for frame in frames for name in attribute_names}
