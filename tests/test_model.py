@@ -143,6 +143,7 @@ def test_digests_name_content_and_not_place(base, tmp_path):
     import shutil
 
     shutil.copytree(base, tmp_path / "copy")
+    (tmp_path / "copy" / "training_args.bin").write_bytes(b"of the run, and no weights")
     assert load.model_digest(tmp_path / "copy") == load.model_digest(base)
     data = bytearray((tmp_path / "copy" / "model.safetensors").read_bytes())
     data[-1] ^= 1

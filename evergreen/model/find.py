@@ -19,6 +19,7 @@ from evergreen.records import BadInput
 NANO = Path(__file__).parent / "nano"
 ARGS_FILE, VERSION_FILE = "args.json", "version.json"
 SAMPLED_BYTES = 1 << 20
+TRAINING_ARGS_FILE = "training_args.bin"  # of a full run: no weights, and it names the folder it was made in
 
 
 @dataclass
@@ -198,8 +199,8 @@ def model_digest(place: str | Path) -> str:
     if not folder.is_dir():
         return digest_of(str(place))
     config = {key: value for key, value in read_config(folder).items() if key != "transformers_version"}
-    weights = [_sample(path) for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))]
-    return digest_of([config, weights])
+    weights = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    return digest_of([config, [_sample(path) for path in weights if path.name != TRAINING_ARGS_FILE]])
 
 
 def version_digest(folder: Path) -> str:
