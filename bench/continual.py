@@ -36,24 +36,25 @@ from rich.table import Table
 
 from evergreen.home import read_json, write_json, write_jsonl
 from evergreen.records import Record
-from evergreen.settings import EvalSettings, SftSettings
+from evergreen.settings import EvalSettings, EvolveSettings, SftSettings
 
-# What a method changes from the second increment on, by the name of a field of SftSettings. `repeat_replay` shows every
-# replayed row so many times an epoch.
+# What a method changes from the second increment on, by the name of a field of SftSettings.
 REPLAY_5 = {"replay_samples": 0.05}
+OF_EVOLVE = ("replay_samples", "replay_repeats", "regularization", "regularization_alpha")
 METHODS: dict[str, dict[str, Any]] = {
     "sequential": {},
     "replay_1": {"replay_samples": 0.01},
     "replay_5": REPLAY_5,
     "replay_10": {"replay_samples": 0.10},
-    "l2sp": {"regularization_alpha": 0.01},
-    "ewc": {**REPLAY_5, "regularization": "ewc", "regularization_alpha": 1.0},
+    "replay_5_thrice": {**REPLAY_5, "replay_repeats": 3},
+    "l2sp": {"regularization": "l2sp", "regularization_alpha": 0.003},
+    "ewc": {**REPLAY_5, "regularization": "ewc", "regularization_alpha": 3.0},
     "kl": {**REPLAY_5, "regularization": "kl", "regularization_alpha": 1.0},
     "o_lora": {"chain": "stack", "orthogonal_lambda": 0.5},
     "freeze": {"freeze_layers": "LOWER"},
     "unfreeze": {**REPLAY_5, "unfreeze": "auto"},
     "onpolicy": {**REPLAY_5, "replay_answers": "onpolicy"},
-    "default": {**REPLAY_5, "repeat_replay": 3},
+    "default": {name: getattr(EvolveSettings(), name) for name in OF_EVOLVE},
 }
 
 
@@ -125,8 +126,8 @@ class Counter:
 class Bench:
     """One sequence in one work folder."""
 
-    def __init__(self, sequence: Stream, work_dir: Path, console: Console, limits: dict[str, int] | None = None):
-        self.sequence, self.console, self.limits = sequence, console, limits or {}
+    def __init__(self, sequence: Stream, work_dir: Path, console: Console):
+        self.sequence, self.console = sequence, console
         self.work_dir = work_dir / sequence.name
         self.work_dir.mkdir(parents=True, exist_ok=True)
         self.model = sequence.model(self)
@@ -175,7 +176,7 @@ class Bench:
         given = self.settings(method, seed, number, folder, previous)
         work = Work(lowest_layer(given, self.config))
         with _quietly(folder / "log.txt"):
-            done = run_sft(given, self.parts(method, given, work))
+            done = run_sft(given, self.parts(given, work))
         training = partial(self.counter(given).training, lowest=work.lowest)
         work.add("new", given.num_train_epochs * training(*self.count(_records(self.data(seed, number)[0]))))
         work.add("replay", given.num_train_epochs * training(*self.count(self.replayed)))
@@ -183,10 +184,9 @@ class Bench:
         gc.collect()
 
     def settings(self, method: str, seed: int, number: int, folder: Path, previous: Path | None) -> SftSettings:
-        overrides = {**self.sequence.training, **self.limits}
+        overrides = dict(self.sequence.training)
         if previous:
             overrides |= dict(METHODS[method.rstrip("=")], prev_model=str(previous / "out"))
-            overrides.pop("repeat_replay", None)
             if overrides.get("freeze_layers") == "LOWER":
                 overrides["freeze_layers"] = self.sequence.lower
             if method.endswith("="):
@@ -215,22 +215,21 @@ class Bench:
         steps = own["new"] + own["replay"]
         return (wanted - (sum(own.values()) - steps)) / steps
 
-    def parts(self, method: str, given: SftSettings, work: Work) -> Any:
+    def parts(self, given: SftSettings, work: Work) -> Any:
         """The product's parts for these settings, with what they cost counted into `work`."""
         from evergreen.continual.parts import parts_of
 
         self.replayed: list[Record] = []
-        counter, times = self.counter(given), METHODS[method.rstrip("=")].get("repeat_replay", 1)
+        counter = self.counter(given)
         parts = parts_of(given, **self.answering(given, work))
 
         def replay(num_new: int) -> list[Record]:
-            self.replayed = list(parts.replay(num_new)) * times
+            self.replayed = list(parts.replay(num_new))
             return self.replayed
 
         def teach(records: Sequence, top_tokens: Any) -> Any:
-            once = records[: len(records) // times]
-            work.add("teacher", counter.forward(*_size_of(once)))
-            return parts.teach(once, top_tokens) * times
+            work.add("teacher", counter.forward(*_size_of(records)))
+            return parts.teach(records, top_tokens)
 
         def choose_layers(model: Any, new_rows: Sequence, old_rows: Sequence, row_loss: Any) -> set[int]:
             work.add("probe", counter.training(*_size_of([*new_rows, *old_rows])))
@@ -239,10 +238,9 @@ class Bench:
             return chosen
 
         def penalty(model: Any, old_rows: Sequence, row_loss: Any) -> Any:
-            once = old_rows[: len(old_rows) // times]
             if given.regularization == "ewc":
-                work.add("fisher", counter.training(*_size_of(once)))
-            return parts.penalty(model, once, row_loss)
+                work.add("fisher", counter.training(*_size_of(old_rows)))
+            return parts.penalty(model, old_rows, row_loss)
 
         counted = {"replay": replay, "teach": teach, "choose_layers": choose_layers, "penalty": penalty}
         return replace(parts, **{name: wrap for name, wrap in counted.items() if getattr(parts, name)})
@@ -462,6 +460,8 @@ def main() -> None:
     lines = [bench.line(method, seed) for seed in options.seeds for method in options.methods]
     tasks = counted_tasks(bench, lines)
     counting = [number for number, task in enumerate(tasks) if task["counts"]]
+    if not counting:
+        sys.exit("no task was learnt 10 points above its majority answer: there is nothing to forget")
     for line in lines:
         line |= figures(*([line[name][number] for number in counting] for name in ("own", "last")))
     rows = summary(lines)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def parts_of(settings: SftSettings, generate: Callable | None = None, score: Callable | None = None) -> Parts:
     """What `settings` ask of continual learning; no flag, no part. `generate` and `score` answer old prompts anew and
-    judge the answers (see replay.on_policy): --replay_answers onpolicy alone needs them. Raises BadInput for what cannot
-    be done with these adapters."""
+    judge the answers (see replay.on_policy): --replay_answers onpolicy alone needs them. Raises BadInput for what
+    cannot be done with these adapters."""
     alpha = settings.regularization_alpha
     held_by = settings.regularization if alpha else ""
     notes: list[Any] = []
