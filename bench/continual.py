@@ -24,13 +24,14 @@ import sys
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import skills
 import tracedata
+from operations import Counter, Work, size_of
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "replay_5_thrice": {**REPLAY_5, "replay_repeats": 3},
     "l2sp": {"regularization": "l2sp", "regularization_alpha": 0.003},
     "ewc": {**REPLAY_5, "regularization": "ewc", "regularization_alpha": 3.0},
+    "ewc_twice": {**REPLAY_5, "replay_repeats": 2, "regularization": "ewc", "regularization_alpha": 6.0},
     "kl": {**REPLAY_5, "regularization": "kl", "regularization_alpha": 1.0},
     "o_lora": {"chain": "stack", "orthogonal_lambda": 0.5},
     "freeze": {"freeze_layers": "LOWER"},
@@ -70,57 +72,6 @@ class Stream:
     training: dict[str, Any]
     max_new_tokens: int
     lower: str  # the lower third of the layers
-
-
-@dataclass
-class Work:
-    """Floating point operations of one increment, by what they were for, and the lowest layer that learns."""
-
-    lowest: int = 0
-    parts: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, flop: float) -> None:
-        self.parts[name] = self.parts.get(name, 0.0) + flop
-
-
-# -- counting
-
-
-@dataclass(frozen=True)
-class Counter:
-    """Operations of a model of this shape: a matrix costs 2 a weight and token forward and 2 for the gradient of its
-    input, an adapter 2 more for its own. Below the lowest layer that learns there is no backward pass."""
-
-    config: Any
-    rank: int
-
-    @property
-    def layer(self) -> int:
-        """Weights of one decoder layer."""
-        return sum(a * b for a, b in self._sides)
-
-    @property
-    def adapter(self) -> int:
-        return sum(self.rank * (a + b) for a, b in self._sides)
-
-    @cached_property
-    def _sides(self) -> list[tuple[int, int]]:
-        c = self.config
-        wide = c.hidden_size
-        narrow = wide // c.num_attention_heads * c.num_key_value_heads
-        return [(wide, wide)] * 2 + [(wide, narrow)] * 2 + [(wide, c.intermediate_size)] * 3
-
-    def forward(self, tokens: int, targets: int) -> float:
-        layers = self.config.num_hidden_layers * (self.layer + self.adapter)
-        return 2.0 * (tokens * layers + targets * self.config.hidden_size * self.config.vocab_size)
-
-    def backward(self, tokens: int, targets: int, lowest: int = 0) -> float:
-        passed = self.config.num_hidden_layers - lowest
-        layers = passed * (self.layer + 2 * self.adapter)
-        return 2.0 * (tokens * layers + targets * self.config.hidden_size * self.config.vocab_size)
-
-    def training(self, tokens: int, targets: int, lowest: int = 0) -> float:
-        return self.forward(tokens, targets) + self.backward(tokens, targets, lowest)
 
 
 class Bench:
@@ -228,18 +179,18 @@ class Bench:
             return self.replayed
 
         def teach(records: Sequence, top_tokens: Any) -> Any:
-            work.add("teacher", counter.forward(*_size_of(records)))
+            work.add("teacher", counter.forward(*size_of(records)))
             return parts.teach(records, top_tokens)
 
         def choose_layers(model: Any, new_rows: Sequence, old_rows: Sequence, row_loss: Any) -> set[int]:
-            work.add("probe", counter.training(*_size_of([*new_rows, *old_rows])))
+            work.add("probe", counter.training(*size_of([*new_rows, *old_rows])))
             chosen = parts.choose_layers(model, new_rows, old_rows, row_loss)
             work.lowest = min(chosen)
             return chosen
 
         def penalty(model: Any, old_rows: Sequence, row_loss: Any) -> Any:
             if given.regularization == "ewc":
-                work.add("fisher", counter.training(*_size_of(old_rows)))
+                work.add("fisher", counter.training(*size_of(old_rows)))
             return parts.penalty(model, old_rows, row_loss)
 
         counted = {"replay": replay, "teach": teach, "choose_layers": choose_layers, "penalty": penalty}
@@ -311,13 +262,6 @@ class Bench:
             write_json(kept, {"mean": scored.scores[0].mean, "n": scored.scores[0].n})
             gc.collect()
         return read_json(kept)
-
-
-def _size_of(rows: Sequence[Any]) -> tuple[int, int]:
-    """Tokens and targets of packed rows or of encoded records."""
-    if rows and hasattr(rows[0], "ids"):
-        return sum(len(one.ids) for one in rows), sum(sum(one.is_target) for one in rows)
-    return sum(row.num_tokens for row in rows), sum(row.num_targets for row in rows)
 
 
 def lowest_layer(given: SftSettings, config: Any) -> int:

@@ -104,7 +104,10 @@ class _Evolve:
         self.given, self.folder = given, Path(given.output_dir).expanduser()
         self.console: Console = Console(stderr=given.json, highlight=False)
         self.gate = gates.gate_of(given)
-        self.gate_digest = digest_of(asdict(self.gate) if self.gate else "off")
+        self.gate_digest = digest_of([  # what a verdict depends on beside the increment's own key
+            asdict(self.gate) if self.gate else "off", given.metric, given.max_items, given.max_new_tokens, given.sweep,
+            [_file_digest(path) for path in given.retention],
+        ])  # fmt: skip
         self.registry = Registry(home_dir(given.home or None), digest=find.version_digest)
         self.parent = ""  # the release that the next one has as its parent
         self.steps: list[Step] = []
@@ -124,6 +127,11 @@ class _Evolve:
     def prepare(self) -> None:
         """Everything that can be refused is refused here."""
         given = self.given
+        for name in ("prev_model", "dataset"):
+            if getattr(given, name):
+                raise BadInput(
+                    f"evolve sets --{name} for each increment: give the start as --model, the data as folders"
+                )
         increments = read_increments(given.increments)
         check_increments(
             increments, given.allow_leak, self.say, given.dataset_dir, given.on_bad_row, given.general_replay
@@ -405,6 +413,8 @@ class _Evolve:
         read = [load_mixture(list(one.increment.train), **common)
                 for one in [*self.steps_before(step), step]]  # fmt: skip
         old = [record for mixture in read[:-1] for record in mixture]
+        if len(old) < 2:
+            return {}
         return shift.measure(list(read[-1]), old, self.embed_with(step.previous)).document()
 
     def embed_with(self, version: Version) -> Callable:
