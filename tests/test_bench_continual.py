@@ -28,6 +28,13 @@ def test_no_dev_item_of_a_skill_has_the_prompt_of_any_train_row():
     assert not trained & set(asked)
 
 
+def test_a_skill_of_few_prompts_keeps_its_dev_items_out_of_training(monkeypatch):
+    monkeypatch.setitem(skills.SKILLS, "few", lambda r, language, is_dev: (str(r.randint(1, 30)), "x"))
+    train, dev = skills.rows("few", seed=0, num_train=100, num_dev=10)
+    assert len(train) == 100 and len(dev) == 10
+    assert not set(prompts(train)) & set(prompts(dev))
+
+
 def test_a_prompt_of_the_skills_has_one_answer():
     answers = {}
     for name in skills.SKILLS:
