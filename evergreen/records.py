@@ -83,15 +83,27 @@ Record = Conversation | Preference | Text
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a completion is drawn. temperature 0 is greedy; `seed` makes a drawn one repeatable."""
+    """How a completion is drawn. temperature 0 is greedy; `seed` makes a drawn one repeatable.
+
+    `grammar` is "", "json", "schema:" with a JSON schema, or "regex:" with an expression: what the answer must be."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     max_new_tokens: int = 512
+    min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False  # the stop string stays at the end of the text
+    ignore_eos: bool = False
     seed: int | None = None
+    logprobs: int | None = None  # how many likeliest tokens to tell of; 0: only the chosen one
+    grammar: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,9 @@ class Completion:
     finish_reason: Literal["stop", "length", "cancelled"]
     latency_seconds: float
     first_token_seconds: float
+    token_ids: tuple[int, ...] = ()
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    stop_reason: str = ""  # the stop string that ended it
 
 
 @dataclass(frozen=True)
