@@ -81,6 +81,23 @@ class Text:
 Record = Conversation | Preference | Text
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One fact of the knowledge base. Times are ISO 8601 in UTC, "" stands for none; it answers questions asked from
+    `valid_from` on and before `valid_until`. `version` is semantic (MAJOR.MINOR.PATCH)."""
+
+    content: str
+    id: str = ""
+    title: str = ""
+    source_url: str = ""
+    update_time: str = ""
+    version: str = "1.0.0"
+    tags: tuple[str, ...] = ()
+    language: str = ""
+    valid_from: str = ""
+    valid_until: str = ""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a completion is drawn. temperature 0 is greedy; `seed` makes a drawn one repeatable.

@@ -8,7 +8,7 @@ FLOORS = [
     {"records", "__init__"},
     {"home", "options"},
     {"settings"},
-    {"model", "data", "registry"},
+    {"model", "data", "registry", "knowledge"},
     {"engine", "train", "continual"},
     {"evaluate", "chat"},
     {"report", "watch"},

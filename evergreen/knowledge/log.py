@@ -1,0 +1,262 @@
+"""The knowledge log: numbered changes in append-only JSONL segments, the one thing that all else is made from.
+
+    HOME/knowledge/manifest.json       the segments in order; replaced atomically
+    HOME/knowledge/log/000001.jsonl    a change a line: {"crc": ..., "n": 1, "at": ..., "op": ...}
+
+Promises: `append` returns when its changes are on the disk (fsync), all of them or none; a change that was acknowledged
+survives kill -9 and power loss. What a crash left half-written at the end is cut off by the next writer, who says so.
+Writers in several processes take turns (flock); readers never wait and see whole appends only. A damaged line anywhere
+else is an error that names file and place. `rewrite` is for what must be forgotten: the old bytes are in no file of the
+log when it returns.
+Does not: know what a change means, or work on a network file system without locks.
+"""
+
+import fcntl
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from evergreen.home import disk_failure, read_json, write_atomic, write_json
+from evergreen.records import BadInput, Failure
+
+Change = dict  # {"n": number from 1, "at": UTC time, "op": ..., and what the operation needs}
+
+SEGMENT_BYTES = 16 << 20  # from here on a new segment is begun
+HEAD = len(b'{"crc":"00000000",')  # the checksum is of what follows it
+FORMAT = 1
+
+
+def encode(change: Change, is_end: bool) -> bytes:
+    """One line: the checksum of the rest first. `is_end` marks the last change of an append."""
+    rest = orjson.dumps({**change, "end": is_end})[1:]
+    return b'{"crc":"%08x",%b\n' % (zlib.crc32(rest), rest)
+
+
+def decode(line: bytes) -> Change | None:
+    """The change, with its "end"; None when the line is not whole."""
+    if not line.endswith(b"}\n") or line[:8] != b'{"crc":"' or line[8:16] != b"%08x" % zlib.crc32(line[HEAD:-1]):
+        return None
+    return orjson.loads(b"{" + line[HEAD:])
+
+
+class Log:
+    """One process's view of the log; `read` gives what has come since the last time."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _: None):
+        """`say` hears of a repair, one line."""
+        self.folder, self.say = folder, say
+        self.last, self.last_at = 0, ""  # number and time of the last change that `read` has given
+        self._generation = -1
+        self._segment, self._offset = 0, 0  # how far into which segment `read` has come
+        self._seen: tuple = ()
+        self._segments: list[dict] = []
+        self.forgotten = 0  # the last change whose wish to be forgotten `rewrite` has fulfilled
+
+    # -- reading
+
+    def read(self) -> tuple[bool, list[Change]]:
+        """(whether all that was read before is void, the changes since then). Raises Failure for a damaged log."""
+        if not self._has_news():
+            return False, []
+        is_new = self._open_manifest()
+        found: list[Change] = []
+        while self._segment < len(self._segments):
+            found += self._read_segment()
+            if self._segment + 1 == len(self._segments):
+                break
+            self._segment, self._offset = self._segment + 1, 0
+        if found:
+            self.last, self.last_at = found[-1]["n"], found[-1]["at"]
+        return is_new, found
+
+    def _has_news(self) -> bool:
+        """Two calls of stat tell; reading is for every question, so this is what it costs."""
+        seen = tuple(_stamp(path) for path in (self.manifest, self._active()))
+        changed, self._seen = seen != self._seen, seen
+        return changed
+
+    def _open_manifest(self) -> bool:
+        """Whether the log was rewritten since it was last read, which begins at its start then."""
+        if not self.manifest.is_file():
+            return False
+        manifest = read_json(self.manifest)
+        if manifest.get("format") != FORMAT:
+            raise Failure(f"{self.manifest} has the format {manifest.get('format')}, this program reads {FORMAT}: "
+                          "it was written by a newer one")  # fmt: skip
+        self._segments, self.forgotten = manifest["segments"], manifest["forgotten"]
+        if manifest["generation"] == self._generation:
+            return False
+        is_new = self._generation != -1
+        self._generation, self._segment, self._offset, self.last = manifest["generation"], 0, 0, 0
+        return is_new
+
+    def _read_segment(self) -> list[Change]:
+        """What the segment holds behind the offset, up to the end of its last whole append."""
+        path = self._path(self._segment)
+        if not path.is_file():
+            if "bytes" in self._segments[self._segment]:
+                raise Failure(f"{path} is missing: bring it back from a backup")
+            return []
+        with open(path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        found, pending, offset = [], [], self._offset
+        for line in data.splitlines(keepends=True):
+            change = decode(line)
+            if change is None:
+                self._check_is_tail(path, data, offset, line)
+                break
+            pending.append(change)
+            offset += len(line)
+            if change.pop("end"):
+                found += pending
+                pending, self._offset = [], offset
+        return found
+
+    def _check_is_tail(self, path: Path, data: bytes, offset: int, line: bytes) -> None:
+        """A line that is not whole may stand at the very end only, where a writer is busy or was killed."""
+        rest = data[offset - self._offset + len(line) :] if offset >= self._offset else b""
+        is_sealed = "bytes" in self._segments[self._segment]
+        if is_sealed or any(decode(later) for later in rest.splitlines(keepends=True)):
+            raise Failure(f"{path} is damaged at byte {offset}: bring it back from a backup, or remove that line")
+
+    # -- writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writers' lock; other processes wait. What is written was decided on all that came before."""
+        try:
+            (self.folder / "log").mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / "lock", "a")  # noqa: SIM115 the block below closes it
+        except OSError as error:
+            raise BadInput(f"{self.folder} cannot be written ({error.strerror}): choose another --home") from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def append(self, changes: Sequence[Change]) -> list[Change]:
+        """Number the changes, stamp them and bring them to the disk, all or none. Only within `writing`, after a
+        `read` that gave everything so far. Raises Failure when the disk is full: nothing was appended then."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = max(at, self.last_at)  # clocks are set back at times; the past is looked up by time
+        numbered = [{"n": self.last + place, "at": at, **change} for place, change in enumerate(changes, 1)]
+        self._make_room()
+        path = self._active()
+        self._cut_tail(path)
+        data = b"".join(encode(change, change is numbered[-1]) for change in numbered)
+        try:
+            _append_durably(path, data, self._offset)
+        except OSError as error:
+            raise disk_failure(error, "writing the knowledge log") from None
+        self._offset += len(data)
+        self.last, self.last_at = numbered[-1]["n"], at
+        self._seen = tuple(_stamp(path) for path in (self.manifest, path))
+        return numbered
+
+    def rewrite(self, alter: Callable[[Change], Change], forgotten: int) -> None:
+        """Replace every change by `alter(change)`, which keeps its number. Only within `writing`."""
+        self._open_manifest()
+        made = []
+        for number in range(len(self._segments)):
+            lines = []
+            for line in self._path(number).read_bytes().splitlines(keepends=True):
+                if (change := decode(line)) is not None:
+                    is_end = change.pop("end")
+                    lines.append(encode(alter(change), is_end))
+            name = f"{int(self._segments[number]['name'][:6]):06d}-{self._generation + 1}.jsonl"
+            write_atomic(self.folder / "log" / name, b"".join(lines))
+            made.append({"name": name, **self._seal(self.folder / "log" / name)})
+        made[-1] = {"name": made[-1]["name"]}
+        old = [self._path(number) for number in range(len(self._segments))]
+        self.forgotten = forgotten
+        self._segments, self._generation = made, self._generation + 1
+        self._write_manifest(made, self._generation)
+        self._segment, self._offset = len(made) - 1, self._active().stat().st_size
+        for path in old:
+            path.unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        """The manifest of a new log; a new segment when the active one is full."""
+        if not self._segments:
+            self._segments = [{"name": "000001.jsonl"}]
+            self._generation = 0
+            self._write_manifest(self._segments, 0)
+        elif self._offset >= SEGMENT_BYTES:
+            name = f"{int(self._segments[-1]['name'][:6]) + 1:06d}.jsonl"
+            self._cut_tail(self._active())
+            self._segments[-1] |= self._seal(self._active())
+            self._segments.append({"name": name})
+            self._write_manifest(self._segments, self._generation)
+            self._segment, self._offset = self._segment + 1, 0
+
+    def _cut_tail(self, path: Path) -> None:
+        """Cut off what a killed writer left behind the last whole append."""
+        size = path.stat().st_size if path.exists() else 0
+        if size > self._offset:
+            os.truncate(path, self._offset)
+            self.say(f"{path}: {size - self._offset} bytes of a write that was never finished are cut off")
+
+    def _write_manifest(self, segments: list[dict], generation: int) -> None:
+        write_json(self.manifest, {
+            "format": FORMAT, "generation": generation, "forgotten": self.forgotten, "segments": segments
+        })  # fmt: skip
+
+    @staticmethod
+    def _seal(path: Path) -> dict:
+        with open(path, "rb") as file:
+            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    def verify(self) -> int:
+        """Compare every sealed segment with its SHA-256; how many there are. Raises Failure for one that differs."""
+        self._open_manifest()
+        sealed = [(self._path(number), entry) for number, entry in enumerate(self._segments) if "sha256" in entry]
+        for path, entry in sealed:
+            if not path.is_file() or self._seal(path)["sha256"] != entry["sha256"]:
+                raise Failure(f"{path} is not what was written: bring it back from a backup")
+        return len(sealed)
+
+    # -- places
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def _path(self, number: int) -> Path:
+        return self.folder / "log" / self._segments[number]["name"]
+
+    def _active(self) -> Path:
+        return self._path(-1) if self._segments else self.folder / "log" / "000001.jsonl"
+
+
+def _append_durably(path: Path, data: bytes, size: int) -> None:
+    """Append and fsync, the folder too when the file is new; after an error the file has its old size again."""
+    is_new = not path.exists()
+    with open(path, "ab", buffering=0) as file:
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, size)
+            raise
+    if is_new:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
