@@ -3,8 +3,8 @@
 usage: python serve_contestants.py JOB.json RESULT.json
 
 Promises: every contestant gets the same token ids, answers greedily, ignores the end of the text and makes the same
-number of tokens. Times are of the answering alone, after a warm-up of one short prompt, by the wall and by the process's
-CPU. Imports nothing of Evergreen unless Evergreen is the contestant.
+number of tokens. Times are of the answering alone, after a short warm-up, by the wall and by the CPU of the process.
+Imports nothing of Evergreen unless Evergreen is the contestant.
 """
 
 import json
