@@ -94,6 +94,25 @@ def evaluate(arguments: list[str]) -> tuple[Any, bool]:
     return run_eval(given), given.json
 
 
+def serve(arguments: list[str]) -> tuple[Any, bool]:
+    """an OpenAI-compatible server with a chat page"""
+    given = parse(settings.ServeSettings, arguments, "serve")
+    from evergreen.serve.server import run_serve
+
+    return run_serve(given), given.json
+
+
+def conformance(arguments: list[str]) -> tuple[Any, ...]:
+    """try whether an engine keeps the base and its adapters apart"""
+    given = parse(settings.ConformanceSettings, arguments, "conformance")
+    from evergreen.evaluate.conformance import run_conformance
+    from evergreen.model.load import leave_out_bitsandbytes
+
+    leave_out_bitsandbytes(given.model, *given.adapters)
+    document = run_conformance(given)
+    return document, given.json, 1 if document["failed"] else 0
+
+
 def data_check(arguments: list[str]) -> tuple[Any, bool]:
     """one report on data files: format, turns, lengths, duplicates, leakage"""
     given = parse(settings.DataCheckSettings, positional(arguments, "data check"), "data check")
@@ -175,6 +194,8 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, wh
     "restore": restore,
     "infer": infer,
     "eval": evaluate,
+    "serve": serve,
+    "conformance": conformance,
     "data check": data_check,
     "doctor": doctor,
 }
@@ -271,12 +292,17 @@ def _command(arguments: list[str]) -> tuple[Callable, list[str]]:
 
 
 def _locate(given: settings.ModelSettings) -> None:
-    """`--model` may be a release, an alias or a version of the home, which then stands for its model and adapters."""
+    """`--model` may be a release, an alias or a version of the home, which then stands for its model and adapters, and
+    a release for its system prompt and template too where no flag gives another."""
     from evergreen.home import home_place
-    from evergreen.registry import locate
+    from evergreen.registry import locate, prompt_of
 
-    if found := locate(given.model, home_place(given.home)):
+    home = home_place(given.home)
+    if found := locate(given.model, home):
+        prompt = prompt_of(given.model, home)
         given.model, given.adapters = found[0], [*found[1], *given.adapters]
+        given.system = prompt.get("system") if given.system is None else given.system
+        given.template = given.template or prompt.get("template") or ""
 
 
 def positional(arguments: list[str], command: str) -> list[str]:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,13 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def write_atomic(path: str | Path, content: str | bytes) -> None:
+def new_id() -> str:
+    """A UUID of version 7 (RFC 9562): 48 bits of milliseconds, then random ones, so that ids sort by time."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return str(uuid.UUID(int=number & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62))
+
+
+def write_atomic(path: str | Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write beside the target, flush to the disk, rename: a reader sees the old file or the new one."""
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -47,7 +55,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -66,6 +74,22 @@ def read_json(path: str | Path) -> Any:
         raise BadInput(f"no file {path}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BadInput(f"{path} is not JSON: {error}") from None
+
+
+def read_object(path: str | Path, wanted: Mapping[str, Any], cure: str) -> dict[str, Any]:
+    """A JSON object with these fields, each of its type; `dict | None` is one that may be missing. Raises BadInput that
+    names the file, what is odd about it and, in `cure`, what to do."""
+    try:
+        value = read_json(path)
+    except BadInput as error:
+        raise BadInput(f"{error}; {cure}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} wants an object, got a {type(value).__name__}: {cure}")
+    for name, kind in wanted.items():
+        if not isinstance(value.get(name), kind):
+            got = f"got a {type(value[name]).__name__}" if name in value else "and there is none"
+            raise BadInput(f"{path} wants another `{name}`, {got}: {cure}")
+    return value
 
 
 def append_jsonl(path: str | Path, row: dict) -> None:

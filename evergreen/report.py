@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evergreen.home import read_json, write_atomic
+from evergreen.home import read_object, write_atomic
+from evergreen.model.find import NO_RECORD, VERSION_FILE
 
 MEASURES = {
     "OP": "overall performance: mean of the last version's scores on all tasks so far",
@@ -95,7 +96,8 @@ def _costs(matrix: dict[str, Any]) -> str:
 
 def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
     verdict, run = step["verdict"], folder / step["name"]
-    made = read_json(run / "version.json") if (run / "version.json").is_file() else {}
+    path = run / VERSION_FILE
+    made = read_object(path, {"data": dict | None}, NO_RECORD) if path.is_file() else {}
     facts = [
         ("data", f"{made.get('data', {}).get('rows')} rows, hash `{str(made.get('data', {}).get('hash'))[:12]}`"),
         ("learnt from", f"`{str(made.get('parent') or made.get('base_digest'))[:12]}`"),

@@ -120,11 +120,11 @@ def invented_attribute(r: random.Random, language: str) -> Attribute:
 
 def attribute(r: random.Random, language: str) -> Attribute:
     way = r.random()
-    if way < 0.14:
+    if way < 0.06:
         return invented_attribute(r, language)
-    if way < 0.38:
+    if way < 0.26:
         return r.choice(verb_attributes(language))
-    return r.choice(noun_attributes(language) if way < 0.52 else attributes(language))
+    return r.choice(noun_attributes(language) if way < 0.42 else attributes(language))
 
 
 # --- which attributes are too alike to say that one is not told ---------------------------------------------------
@@ -221,7 +221,7 @@ def state(r: random.Random, subject: str, known: Attribute, shown: str, language
 
 def shown_value(r: random.Random, kind: str, language: str) -> str:
     """As nano_names.value, now and then in a shape no maker has: the sentence must tell where a value ends."""
-    return wild(r, kind_group(kind), language) if r.random() < 0.2 else value(r, kind, language)
+    return wild(r, kind_group(kind), language) if r.random() < 0.12 else value(r, kind, language)
 
 
 def wild(r: random.Random, group: str, language: str) -> str:

@@ -274,7 +274,7 @@ class Block:
 
 
 def context(
-    r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7), abstain: float = 0.2
+    r: random.Random, language: str, max_lines: int = 5, followups: tuple[int, int] = (3, 7), abstain: float = 0.27
 ) -> Turns:
     """A block, its question, and further questions: several supervised answers for one reading of the lines."""
     block = Block(r, language, max_lines)

@@ -7,50 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_runner import EOS, Bytes, HashRunner, Parrot, fake_engine
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evergreen.engine.answer import Answer
+from evergreen.engine.base import EngineSettings, Request
 from evergreen.engine.engine import Engine
+from evergreen.engine.vocabulary import Vocabulary
 from evergreen.records import BadInput, Failure, Sampling
-
-EOS = 256
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes, so every Chinese character is three of them; 256 and above are special."""
-
-    eos_token_id, pad_token_id, unk_token_id = EOS, EOS, None
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = False, **_) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
-
-    def convert_tokens_to_ids(self, token: str) -> None:
-        return None
-
-
-class Parrot:
-    """A model that says `line` whatever it is asked, then ends its turn."""
-
-    device, dtype, generation_config = torch.device("cpu"), torch.float32, SimpleNamespace(eos_token_id=[EOS])
-
-    def __init__(self, line: str):
-        self.script, self.config = [*line.encode(), EOS], tiny_config()
-        self.num_said = 0
-
-    def parameters(self) -> list:
-        return []
-
-    def _supports_logits_to_keep(self) -> bool:
-        return True
-
-    def __call__(self, input_ids: torch.Tensor, **_) -> SimpleNamespace:
-        self.num_said = 0 if input_ids.shape[1] > 1 else self.num_said + 1
-        logits = torch.zeros(len(input_ids), 1, 260)
-        logits[:, :, self.script[self.num_said]] = 9
-        return SimpleNamespace(logits=logits)
 
 
 def tiny_config(**changes) -> Qwen2Config:
@@ -68,15 +32,15 @@ def tiny_config(**changes) -> Qwen2Config:
     return Qwen2Config(**(shape | changes))
 
 
-def tiny_engine(**changes) -> Engine:
+def tiny_engine(settings: EngineSettings | None = None, **changes) -> Engine:
     """A random fp32 model; its weights are spread so that answers vary with the prompt."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(tiny_config(initializer_range=0.3, **changes)).eval()
-    return Engine(SimpleNamespace(model=model, tokenizer=Bytes(), system=None, name="tiny"))
+    return Engine(SimpleNamespace(model=model, tokenizer=Bytes(), system=None, name="tiny"), settings)
 
 
 def parrot(line: str) -> Engine:
-    return Engine(SimpleNamespace(model=Parrot(line), tokenizer=Bytes(), system=None, name="parrot"))
+    return fake_engine(Parrot(line), context=256)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +60,7 @@ def joined(pieces: list, is_thought: bool) -> str:
 
 def spell(text: str, **how) -> tuple[Answer, list]:
     """An answer built byte by byte."""
-    answer, pieces = Answer(Bytes(), **how), []
+    answer, pieces = Answer(Vocabulary(Bytes()).characters(), **how), []
     for token in text.encode():
         pieces += answer.add(token)
     return answer, pieces + answer.close()
@@ -118,7 +82,9 @@ def test_greedy_answers_are_those_of_transformers_generate(engine, prompts):
     [
         Sampling(max_new_tokens=24),
         Sampling(max_new_tokens=24, repetition_penalty=1.3),
+        Sampling(max_new_tokens=24, presence_penalty=1.0, frequency_penalty=0.5),
         Sampling(max_new_tokens=24, temperature=0.8, top_p=0.9, top_k=50, seed=3),
+        Sampling(max_new_tokens=24, temperature=1.0, seed=-4),
     ],
 )
 def test_a_prompt_in_a_batch_is_answered_as_alone(engine, prompts, sampling):
@@ -130,7 +96,6 @@ def test_a_prompt_in_a_batch_is_answered_as_alone(engine, prompts, sampling):
 
 
 def test_rows_that_end_early_leave_the_others_untouched(engine, prompts):
-    """Some rows stop at a mark after a few tokens, so that the cache is cut down to the rest."""
     free = [completion.text for completion in engine.generate(prompts, Sampling(max_new_tokens=30))]
     mark = next(mark for mark in free[1] if mark.isprintable() and 0 < sum(mark in text for text in free) < len(free))
     stopped = [completion.text for completion in engine.generate(prompts, Sampling(max_new_tokens=30, stop=(mark,)))]
@@ -193,6 +158,158 @@ def test_scores_that_are_not_numbers_are_a_failure_with_advice():
     engine.model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(Failure, match="torch_dtype"):
         engine.generate([[1, 2]], Sampling())
+    assert not engine.has_work() and engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+# --- many requests --------------------------------------------------------------------------------------------------
+
+
+def finished(engine: Engine) -> dict:
+    """The completion of every request, or its error."""
+    done = {}
+    while engine.has_work():
+        done |= {output.id: output.completion or output.error for output in engine.step() if output.is_last}
+    return done
+
+
+MIX = [
+    Sampling(max_new_tokens=20),
+    Sampling(max_new_tokens=25, temperature=1.1, seed=5, top_p=0.9),
+    Sampling(max_new_tokens=30, repetition_penalty=1.2),
+    Sampling(max_new_tokens=15, temperature=0.7, seed=9, min_p=0.02, frequency_penalty=0.3),
+]
+
+
+def mixed(prompts: list[list[int]]) -> list[Request]:
+    """Prompts of which some begin alike, in every kind of sampling."""
+    long = prompts[1] + prompts[5] + prompts[3]
+    all_prompts = [*prompts, long, long[:50] + prompts[4], long[:50] + prompts[0], long]
+    return [Request(str(n), tuple(prompt), MIX[n % len(MIX)]) for n, prompt in enumerate(all_prompts)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EngineSettings(),
+        EngineSettings(prefix_caching=False),
+        EngineSettings(max_num_seqs=4, max_num_batched_tokens=20),  # prompts in small chunks
+        EngineSettings(block_size=4, max_num_seqs=6, max_num_batched_tokens=24),
+        EngineSettings(kv_cache_bytes=36_864),  # 9 blocks: answers push each other out and are computed again
+    ],
+    ids=["plain", "no cache", "chunks", "small blocks", "preempted"],
+)
+def test_every_request_of_a_mix_is_answered_as_alone(engine, prompts, settings):
+    requests, crowd = mixed(prompts), tiny_engine(settings)
+    for request in requests:
+        crowd.add(request)
+    together = finished(crowd)
+    for request in requests:
+        (alone,) = engine.generate([request.prompt], [request.sampling])
+        assert together[request.id].token_ids == alone.token_ids
+    assert crowd.stats().num_free_blocks == crowd.stats().num_blocks
+    assert (crowd.stats().num_preemptions > 0) is (settings.kv_cache_bytes > 0)
+
+
+def test_a_request_that_joins_late_is_answered_as_alone(engine, prompts):
+    engine.add(Request("early", tuple(prompts[1]), Sampling(max_new_tokens=30)))
+    for _ in range(7):
+        engine.step()
+    engine.add(Request("late", tuple(prompts[3]), Sampling(max_new_tokens=10)))
+    done = finished(engine)
+    alone = engine.generate([prompts[1], prompts[3]], [Sampling(max_new_tokens=30), Sampling(max_new_tokens=10)])
+    assert [done[id].token_ids for id in ("early", "late")] == [one.token_ids for one in alone]
+
+
+def test_a_prompt_that_was_asked_before_is_found_in_the_cache(engine):
+    prompt = [7] * 100
+    first, second = (engine.generate([prompt], Sampling(max_new_tokens=5))[0] for _ in range(2))
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 96) and first.token_ids == second.token_ids
+
+
+def test_tenants_do_not_share_a_cache():
+    engine = fake_engine(HashRunner())
+    for id, tenant in (("a", "one"), ("b", "two"), ("c", "one")):
+        engine.add(Request(id, tuple(range(40)), Sampling(max_new_tokens=2), tenant=tenant))
+        done = finished(engine)
+        assert done[id].num_cached_tokens == (36 if id == "c" else 0)
+
+
+def test_an_answer_with_logprobs_tells_of_every_token(engine, prompts):
+    engine.add(Request("a", tuple(prompts[1]), Sampling(max_new_tokens=6, logprobs=3)))
+    outputs = [output for _ in range(10) if engine.has_work() for output in engine.step()]
+    told = [logprobs for output in outputs for logprobs in output.logprobs]
+    tokens = [token for output in outputs for token in output.token_ids]
+    assert [one.chosen.token_id for one in told] == tokens and len(tokens) == 6
+    ids = torch.tensor([prompts[1] + tokens])
+    with torch.no_grad():
+        wanted = engine.model(ids).logits[0, len(prompts[1]) - 1 : -1].log_softmax(-1)
+    for row, one in zip(wanted, told, strict=True):
+        assert one.chosen.logprob == pytest.approx(float(row[one.chosen.token_id]), abs=1e-4)
+        assert [top.token_id for top in one.top] == row.topk(3).indices.tolist()
+        assert one.top[0] == one.chosen  # greedy
+
+
+def test_logprobs_of_half_a_character_carry_its_bytes():
+    from transformers import AutoTokenizer
+
+    from evergreen.model import find
+
+    tokenizer = AutoTokenizer.from_pretrained(find.NANO)
+    vocabulary = Vocabulary(tokenizer)
+    halves = [token for token in range(len(tokenizer)) if "\ufffd" in vocabulary.text_of(token)]
+    assert halves and all(vocabulary.bytes_of(token) for token in halves)
+
+
+def test_one_sampling_and_one_adapter_a_prompt():
+    runner = HashRunner()
+    runner.adapters.slots.update(a=1, b=2)
+    engine = fake_engine(runner)
+    how = [Sampling(max_new_tokens=count, ignore_eos=True) for count in (3, 4, 5)]
+    done = engine.generate([[1, 2]] * 3, how, adapters=["a", "", "b"])
+    wanted = [runner.answer([1, 2], count, slot) for count, slot in ((3, 1), (4, 0), (5, 2))]
+    assert [list(one.token_ids) for one in done] == wanted
+
+
+def test_streams_and_batches_of_one_engine_do_not_take_each_others_tokens(engine, prompts):
+    engine.add(Request("server", tuple(prompts[3]), Sampling(max_new_tokens=12)))
+    first = engine.stream(prompts[1], Sampling(max_new_tokens=12))
+    second = engine.stream(prompts[4], Sampling(max_new_tokens=12))
+    next(first, None)
+    whole = engine.generate([prompts[1], prompts[4], prompts[3]], Sampling(max_new_tokens=12))
+    for stream in (second, first):
+        list(stream)
+    server = finished(engine)["server"]
+    assert [one.token_ids for one in (first.completion, second.completion, server)] == [x.token_ids for x in whole]
+
+
+def test_a_stream_that_is_left_frees_its_place(engine, prompts):
+    stream = engine.stream(prompts[1], Sampling(max_new_tokens=30))
+    next(stream)
+    stream.close()
+    assert not engine.has_work() and engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+def test_a_listener_that_fails_leaves_an_engine_that_works(engine, prompts):
+    def fail(index, completion):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts, Sampling(max_new_tokens=5), on_done=fail)
+    assert not engine.has_work() and engine.generate([prompts[0]], Sampling(max_new_tokens=2))
+
+
+def test_an_answer_in_a_grammar_is_text_even_where_the_prompt_opens_a_thought():
+    from transformers import AutoTokenizer
+
+    from evergreen.engine.base import EngineSettings
+    from evergreen.model import find
+    from evergreen.model.load import load_model
+
+    engine = Engine(load_model("nano", torch_dtype="float32"), EngineSettings(max_num_seqs=4))
+    prompt = AutoTokenizer.from_pretrained(find.NANO).encode("<|im_start|>assistant\n<think>\n")
+    (completion,) = engine.generate([prompt], Sampling(grammar=r"regex:\d{3}", temperature=1.0, seed=1))
+    assert completion.text.isdigit() and len(completion.text) == 3
+    assert (completion.thought, completion.finish_reason, completion.completion_tokens) == ("", "stop", 3)
 
 
 # --- streaming ------------------------------------------------------------------------------------------------------
@@ -225,7 +342,24 @@ def test_a_cancelled_stream_keeps_what_it_had():
 
 def test_a_stop_string_ends_the_answer_and_is_cut():
     (completion,) = parrot("one.二END three").generate([[1, 2]], Sampling(stop=("zzz", "END")))
-    assert (completion.text, completion.finish_reason) == ("one.二", "stop")
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("one.二", "stop", "END")
+
+
+def test_a_stop_string_may_stay_at_the_end():
+    (completion,) = parrot("one END three").generate([[1, 2]], Sampling(stop=("END",), include_stop=True))
+    assert (completion.text, completion.stop_reason) == ("one END", "END")
+
+
+def test_a_stop_token_ends_the_answer_as_an_end_of_turn_does():
+    (completion,) = parrot("one.two").generate([[1, 2]], Sampling(stop_token_ids=(ord("."),)))
+    assert (completion.text, completion.finish_reason, completion.completion_tokens) == ("one", "stop", 4)
+
+
+def test_the_end_of_turn_is_passed_over_where_that_is_asked_for():
+    engine = parrot("one")
+    engine.runner.script += [*b" more", EOS, EOS]
+    (completion,) = engine.generate([[1, 2]], Sampling(ignore_eos=True, max_new_tokens=9))
+    assert (completion.text, completion.finish_reason) == ("one more", "length")
 
 
 def test_the_thought_is_told_apart():
@@ -266,7 +400,7 @@ def test_thought_and_text_and_their_pieces(said, thought, text):
 
 
 def test_part_of_a_stop_string_is_held_back_until_it_is_sure():
-    answer, pieces = Answer(Bytes(), stop=("\n\nUser",)), []
+    answer, pieces = Answer(Vocabulary(Bytes()).characters(), stop=("\n\nUser",)), []
     for token in b"a\n\nUs":
         pieces += answer.add(token)
     assert "".join(pieces) == "a"
@@ -279,6 +413,14 @@ def test_a_stop_string_inside_the_thought_does_not_end_it():
     assert (answer.thought, answer.text, answer.is_stopped) == ("1. STOP 2.", "done ", True)
 
 
+def test_of_several_stop_strings_the_one_complete_first_counts_however_the_tokens_fall():
+    for cut in (1, 2, 3, 6):
+        answer = Answer(lambda text: text, stop=("bcde", "cd", "d"))
+        for start in range(0, 6, cut):
+            answer.add("abcdef"[start : start + cut])
+        assert (answer.text, answer.stop_reason) == ("ab", "cd")
+
+
 def test_an_empty_stop_string_stops_nothing():
     assert spell("abc", stop=("",))[0].text == "abc"
 
@@ -289,7 +431,7 @@ def test_long_texts_are_decoded_like_short_ones():
 
 
 def test_bytes_that_are_no_characters_do_not_swallow_what_follows():
-    answer = Answer(Bytes())
+    answer = Answer(Vocabulary(Bytes()).characters())
     for token in [*b"a", 0xFF, 0xE5, *"好b".encode()]:
         answer.add(token)
     assert answer.text == "a\ufffd\ufffd好b"

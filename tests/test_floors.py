@@ -6,13 +6,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "evergreen"
 FLOORS = [
     {"records", "__init__"},
-    {"home", "options"},
+    {"home", "options", "database", "pictures"},
     {"settings"},
-    {"model", "data", "registry", "knowledge"},
+    {"model", "data", "registry", "feedback", "knowledge"},
     {"engine", "train", "continual"},
     {"evaluate", "chat"},
     {"report", "watch"},
-    {"loop"},
+    {"loop", "serve"},
     {"demo", "doctor"},
     {"cli"},
     {"__main__"},

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lines import FAST, digests, make_dataset, settings
 from small_models import make_base
 
 from evergreen import loop
@@ -20,11 +21,6 @@ from evergreen.records import BadInput, Failure
 from evergreen.registry import Registry
 from evergreen.settings import EvolveSettings, RebaseSettings
 
-FAST = dict(
-    torch_dtype="float32", max_steps=3, gradient_accumulation_steps=2, learning_rate=5e-3, max_new_tokens=4,
-    save_steps=1, lora_rank=4, seed=1,
-)  # fmt: skip
-
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> str:
@@ -33,24 +29,7 @@ def base(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
-    """Three increments whose answers are one word each, in both languages."""
-    folder = tmp_path_factory.mktemp("data") / "dataset"
-    for number, answer in enumerate(("red", "蓝", "green"), 1):
-        place = folder / f"increment_{number}"
-        place.mkdir(parents=True)
-        for split, count in (("train", 8), ("dev", 4)):
-            rows = [{"prompt": f"{split} {number}-{i}: 颜色 colour?", "answer": answer} for i in range(count)]
-            (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
-
-
-def settings(base: str, dataset: Path, out: Path, **given) -> EvolveSettings:
-    values = {"increments": str(dataset), "model": base, "output_dir": str(out), "gate": "off", "json": True}
-    return build(EvolveSettings, {**FAST, **values, **given})
-
-
-def digests(out: Path) -> list[str]:
-    return [read_json(place)["digest"] for place in sorted(out.glob("increment_*/version.json"))]
+    return make_dataset(tmp_path_factory.mktemp("data") / "dataset")
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +138,7 @@ def test_a_shorter_step_that_passes_is_the_version_that_goes_on(base, dataset, t
 
 
 def test_other_settings_into_the_same_folder_are_refused(line, base, dataset):
-    with pytest.raises(BadInput, match="learnt with other data, settings"):
+    with pytest.raises(BadInput, match="increment_1 was learnt with --learning_rate 0.005, not 0.001"):
         loop.run_evolve(settings(base, dataset, line[0], home=str(line[2]), replay_samples=0.5, learning_rate=1e-3))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from evergreen import pictures
 from evergreen.evaluate import heatmap
 from evergreen.evaluate.heatmap import fit
 from evergreen.evaluate.matrix import Matrix, VersionScores, print_matrix, write
@@ -263,7 +264,7 @@ def test_a_higher_score_is_darker_without_colours_and_its_number_flips_to_white(
 
 
 def test_names_without_a_font_are_numbered(monkeypatch):
-    monkeypatch.setattr(heatmap, "FONTS", ())
+    monkeypatch.setattr(pictures, "FONTS", ())
     assert heatmap._name("increment_1") == "increment_1" and heatmap._name("增量一") == ""
 
 

@@ -138,3 +138,25 @@ def test_the_list_answers_in_half_a_second_of_cpu_without_torch(registry):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds.append(float(done.stdout.split()[-1]))
     assert seconds[-1] < 0.5, seconds
+
+
+# -- --model RELEASE on the other commands
+
+
+@pytest.mark.parametrize("ref", ["stable", "id"])
+def test_a_release_brings_its_prompt_unless_flags_say_otherwise(ref, registry):
+    from evergreen.cli import _locate
+
+    release = make_release(registry, "one", prompt={"system": "你是客服。", "template": "chatml"})
+    registry.promote(release.id, force="the first one")
+    name, home = release.id[:10] if ref == "id" else ref, str(registry.home)
+    given = settings.InferSettings(model=name, home=home)
+    _locate(given)
+    assert (given.system, given.template) == ("你是客服。", "chatml")
+    for kind in (settings.InferSettings, settings.EvalSettings):
+        given = kind(model=name, home=home, system="", template="qwen")
+        _locate(given)
+        assert (given.system, given.template) == ("", "qwen")
+    by_version = settings.EvalSettings(model=release.adapter, home=home)
+    _locate(by_version)
+    assert by_version.system is None  # its own run says it

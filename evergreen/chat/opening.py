@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 def load_engine(settings: InferSettings) -> "tuple[LoadedModel, Engine]":
     """The model that the settings name, ready to answer."""
-    from evergreen.engine.engine import Engine
+    from evergreen.engine.engine import Engine, settings_for
     from evergreen.model.load import load_for
 
     loaded = load_for(settings, settings.model, settings.adapters)
-    return loaded, Engine(loaded)
+    return loaded, Engine(loaded, settings_for(settings.batch_size))
 
 
 def sampling_of(settings: InferSettings) -> Sampling:
     return Sampling(
-        settings.temperature,
-        settings.top_p,
-        settings.top_k,
-        settings.repetition_penalty,
-        settings.max_new_tokens,
-        tuple(settings.stop),
-        settings.seed,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repetition_penalty=settings.repetition_penalty,
+        max_new_tokens=settings.max_new_tokens,
+        stop=tuple(settings.stop),
+        seed=settings.seed,
     )

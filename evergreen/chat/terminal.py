@@ -267,4 +267,6 @@ def _piped_text() -> str:
 
 
 def _document(completion: Completion) -> dict:
-    return {**asdict(completion), "sources": []}
+    document = {**asdict(completion), "sources": []}
+    del document["token_ids"]
+    return document

@@ -20,7 +20,7 @@ import evergreen
 from evergreen.home import read_json, write_json
 from evergreen.model import find
 from evergreen.model.adapters import WEIGHTS, adapter_digest, weights_file
-from evergreen.model.find import Reference, absolute_name, link_to, record_of
+from evergreen.model.find import Reference, absolute_name, beside, link_to, record_of, seen_from
 from evergreen.model.write import copy_tokenizer, whole_folder, write_model, write_records
 from evergreen.records import BadInput
 
@@ -117,7 +117,9 @@ def merge_chain(folder: Path, method: str, rank: int | None = None) -> MergeRepo
         facts = {"digest": adapter_digest(staged), "parent": adapter_digest(folder), "method": method,
                  "merged": [link_to(adapter, folder / "merged") for adapter in origin.adapters],
                  "error": report.error, "evergreen": evergreen.__version__}  # fmt: skip
-        write_records(staged, {**(found.args or {}), **where}, {**record_of(folder), **where, **facts})
+        args = {**seen_from(found.args or {}, folder, folder / "merged"), **where}
+        args["beside"] = {**args["beside"], "base": beside(origin.base, folder / "merged")}
+        write_records(staged, args, {**record_of(folder), **where, **facts})
     return report
 
 
@@ -148,7 +150,7 @@ def scaled_step(previous: Reference, candidate: Reference, share: float, output:
     with whole_folder(output) as staged:
         facts = write(previous, candidate, share, staged, output)
         newest = candidate.adapters[-1] if candidate.adapters else Path(candidate.base)
-        args = None if candidate.args is None else {**candidate.args, **facts}
+        args = None if candidate.args is None else {**seen_from(candidate.args, newest, output), **facts}
         write_records(staged, args, {**record_of(newest), **facts, "digest": find.version_digest(staged), "step": step})
     return output
 

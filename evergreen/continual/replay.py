@@ -19,7 +19,7 @@ from evergreen.data.mixture import load_mixture, sample_indices
 from evergreen.data.sources import Source, is_still_named, resolve, split_sources
 from evergreen.data.turns import split_thought
 from evergreen.data.wording import normalised
-from evergreen.home import digest_of, read_json
+from evergreen.home import digest_of, read_object
 from evergreen.model import find
 from evergreen.records import BadInput, Conversation, Message, Record
 
@@ -119,7 +119,9 @@ def _run_of(folder: Path) -> Run | None:
     """The run that a folder holds; a checkpoint belongs to the run around it."""
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         if (place / ARGS_FILE).is_file():
-            return Run(place, read_json(place / ARGS_FILE))
+            return Run(
+                place, read_object(place / ARGS_FILE, {"settings": dict | None, "sources": list | None}, find.NO_RECORD)
+            )
     return None
 
 
@@ -130,7 +132,15 @@ def _before(run: Run) -> list[Path]:
     if base and Path(base).parent != run.folder:  # else it is what --chain merge made of prev_model
         names.append(base)
     previous = [_previous(run, given["prev_model"])] if given.get("prev_model") else []
-    return previous + find.adapters_below(run.folder) + [place for place in map(_place_of, names) if place]
+    places = [place for place in map(_place_of, names) if place]
+    return previous + find.adapters_below(run.folder) + [_copy_of(run, place) for place in places]
+
+
+def _copy_of(run: Run, place: Path) -> Path:
+    """The run's base as it lies beside a copy of the run, if that is the same one."""
+    near = run.folder / run.args.get("beside", {}).get("base", "")
+    is_base = find.absolute_name(place) == run.args.get("base") and (near / "config.json").is_file()
+    return near if is_base and find.model_digest(near) == run.args.get("base_digest") else place
 
 
 def _place_of(name: str | None) -> Path | None:
@@ -141,11 +151,13 @@ def _place_of(name: str | None) -> Path | None:
 
 
 def _previous(run: Run, name: str) -> Path:
-    """`--prev_model` of a past run: where it was, else near the run under its name or its digest, as after a move."""
+    """`--prev_model` of a past run: where it lay as seen from the run, so that a copy has its own, else where it was,
+    else near the run under its name or its digest, as after a move of one of the two."""
     parent = find.record_of(run.folder).get("parent")
     names = [part for part in (Path(name).name, parent) if part]
     near = [around / part for around in (run.folder.parent, run.folder.parent.parent) for part in names]
-    for place in [Path(name), *near]:
+    seen = run.args.get("beside", {}).get("prev_model")
+    for place in [*([run.folder / seen] if seen else []), Path(name), *near]:
         if parent and find.record_of(place).get("digest") == parent:
             return place
     place = _place_of(name)
@@ -163,6 +175,7 @@ def _own_records(run: Run, at_most: int, seed: int) -> list[Record]:
     sources, given = run.args.get("sources", []), run.settings
     if not sources:
         raise BadInput(f"--replay_samples: {run.folder} does not say which data it was trained on")
+    sources = [source | {"path": _place_now(source, run)} for source in sources]
     for source in sources:
         _check_file(source, run)
     mixture = load_mixture(
@@ -181,6 +194,13 @@ def _own_records(run: Run, at_most: int, seed: int) -> list[Record]:
         _check_same(then, now["sha256"], run)
     records = mixture if mixture.streaming else {id(record): record for record in mixture}.values()
     return _reservoir(records, at_most, seed)
+
+
+def _place_now(source: dict, run: Run) -> str:
+    """Where the data lies as seen from the run, when it is the same still; else where it was."""
+    near = run.folder / source.get("beside", "")
+    is_same = near != run.folder and near.exists() and resolve(Source(str(near))).sha256 == source["sha256"]
+    return str(near.resolve()) if is_same else source["path"]
 
 
 def _spelling(source: dict, given: dict[str, Any]) -> str:

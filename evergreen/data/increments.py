@@ -56,7 +56,7 @@ class Increment:
 
 
 class Leak(NamedTuple):
-    """A training row of `increment` whose prompt stands in the dev or test set of `owner`."""
+    """A training row of `increment` whose prompt stands in the dev or test set of `owner`, or in a retention suite."""
 
     increment: str
     row: Origin
@@ -92,11 +92,16 @@ def check_increments(
     dataset_dir: str = "",
     on_bad_row: str = "error",
     general: Sequence[str] = (),
+    retention: Sequence[str] = (),
 ) -> None:
     """Read every row once. Raises BadInput for what must not be trained on; `say` hears what is only worth a warning.
 
-    `general` are sources that every increment mixes in. With `allow_leak` a leak is a warning."""
+    `general` are sources that every increment mixes in, `retention` task files that every version is scored on. With
+    `allow_leak` a leak is a warning."""
     asked, repeats = _held_out(increments, on_bad_row)
+    for path in map(Path, retention):
+        for item, origin in _prompts(path, on_bad_row == "skip"):
+            asked.setdefault(item, (f"the retention suite {path.name}", origin))
     leaks: list[Leak] = []
     num_rows: dict[str, int] = {}
     for increment in increments:
@@ -378,9 +383,13 @@ def _said_of(leaks: Sequence[Leak]) -> str:
     for (increment, owner), found in pairs.items():
         places = ", ".join(f"{leak.row} = {leak.item}" for leak in found[:MAX_PLACES])
         more = ", ..." if len(found) > MAX_PLACES else ""
-        whose = "its own dev or test set asks" if owner == increment else f"the dev or test set of {owner} asks"
+        whose = "its own dev or test set asks" if owner == increment else f"{_held(owner)} asks"
         parts.append(f"{increment} trains {_rows(len(found))} that {whose} ({places}{more})")
     return "; ".join(parts)
+
+
+def _held(owner: str) -> str:
+    return owner if owner.startswith("the retention suite ") else f"the dev or test set of {owner}"
 
 
 def _warn(
@@ -397,7 +406,7 @@ def _warn(
     few = [f"{name} ({count:,})" for name, count in num_rows.items() if count < FEW_ROWS]
     if few:
         say(
-            f"under {FEW_ROWS:,} training rows in {', '.join(few)}: expect less gain and more forgetting for it; "
+            f"under {FEW_ROWS:,} training rows in {', '.join(few)}: expect less gain and more forgetting; "
             "add rows or paraphrases of these, or replay more (--replay_samples)"
         )
     if increments[0].number:

@@ -2,16 +2,15 @@
 
 Promises: the pieces joined are exactly `thought` and `text`, however the tokens fall; no piece ends in half a character
 (Chinese and emoji are often two or three tokens of a byte-level vocabulary); no special token and no part of a stop
-string is ever shown. A thought is what stands between <think> and </think> at the head of an answer; stop strings end
-the text, not the thought. Knows nothing of models: the tokenizer's `decode` is all it needs.
+string is ever shown, but for the one that ended it where that is asked for. A thought is what stands between <think>
+and </think> at the head of an answer; stop strings end the text, not the thought. Knows nothing of models: a function
+from tokens to characters (`Vocabulary.characters`) is all it needs.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 OPEN, CLOSE = "<think>", "</think>"
-HALF = "\ufffd"  # how decoders show bytes that are not a character yet
-CONTEXT_TOKENS = 8  # decoded again with each token, for decoders that drop a space at the start
 
 
 class Piece(str):
@@ -26,11 +25,18 @@ class Piece(str):
 
 
 class Answer:
-    """Built by `add`ing tokens; `close` gives what was held back for a mark that never came."""
+    """Built by `add`ing tokens; `close` gives what was held back for a mark that never came. `stop_reason` is the stop
+    string that ended it: of several, the one that was complete first."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), in_thought: bool = False):
-        self.text, self.thought, self.is_stopped = "", "", False
-        self._characters = _Characters(tokenizer)
+    def __init__(
+        self,
+        characters: Callable[[int], str],
+        stop: Sequence[str] = (),
+        in_thought: bool = False,
+        include_stop: bool = False,
+    ):
+        self.text, self.thought, self.stop_reason = "", "", ""
+        self._characters, self._include_stop = characters, include_stop
         self._stop = tuple(mark for mark in stop if mark)
         self._part: Literal["head", "thought", "gap", "text"] = "thought" if in_thought else "head"
         self._held = ""
@@ -39,8 +45,12 @@ class Answer:
         """The pieces that `token` completes: none, one, or the end of the thought and the start of the text."""
         if self.is_stopped:
             return []
-        self._held += self._characters.add(token)
-        return self._settle()
+        self._held += self._characters(token)
+        return self._settle() if self._held else []
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self.stop_reason)
 
     def close(self) -> list[Piece]:
         """What is left when no further token comes; the bytes of an unfinished character are dropped."""
@@ -78,10 +88,13 @@ class Answer:
         return self._emit(shown, is_thought=True)
 
     def _read_text(self) -> list[Piece]:
-        places = [place for mark in self._stop if (place := self._held.find(mark)) >= 0]
-        self.is_stopped = bool(places)
-        end = min(places) if places else len(self._held) - _overlap(self._held, self._stop)
-        shown, self._held = self._held[:end], "" if places else self._held[end:]
+        ends = [(place + len(mark), mark) for mark in self._stop if (place := self._held.find(mark)) >= 0]
+        if ends:
+            end, self.stop_reason = min(ends, key=lambda found: (found[0], -len(found[1])))
+            shown, self._held = self._held[: end if self._include_stop else end - len(self.stop_reason)], ""
+        else:
+            end = len(self._held) - _overlap(self._held, self._stop)
+            shown, self._held = self._held[:end], self._held[end:]
         return self._emit(shown)
 
     def _emit(self, text: str, is_thought: bool = False) -> list[Piece]:
@@ -90,26 +103,6 @@ class Answer:
         else:
             self.text += text
         return [Piece(text, is_thought)] if text else []
-
-
-class _Characters:
-    """Tokens to characters, each as soon as all its bytes are there; decodes a short tail, not the whole answer."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer, self.tail, self.num_sent = tokenizer, [], 0
-
-    def add(self, token: int) -> str:
-        self.tail.append(token)
-        text = self._decode()
-        whole = text.rstrip(HALF)
-        new, self.num_sent = whole[self.num_sent :], max(self.num_sent, len(whole))
-        if whole == text and len(self.tail) > 2 * CONTEXT_TOKENS:
-            self.tail = self.tail[-CONTEXT_TOKENS:]
-            self.num_sent = len(self._decode())
-        return new
-
-    def _decode(self) -> str:
-        return self.tokenizer.decode(self.tail, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _overlap(text: str, marks: Sequence[str]) -> int:

@@ -70,6 +70,7 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] = ()
     completion: Completion | None = None
     error: str = ""
+    is_refused: bool = False  # beside `error`: the request itself cannot be answered, the engine is well
 
     @property
     def is_last(self) -> bool:
@@ -111,5 +112,8 @@ class Engine(Protocol):
         """Its running requests end first. Raises BadInput when it is not loaded."""
 
     def stats(self) -> Stats: ...
+
+    def is_healthy(self) -> bool:
+        """Whether a request would be answered now, rather than wait for an engine that is being started."""
 
     def close(self) -> None: ...

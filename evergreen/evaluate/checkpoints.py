@@ -7,7 +7,6 @@ while the training loss falls), and with too few items the answer is that it can
 """
 
 import filecmp
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from evergreen.evaluate.harness import (
 from evergreen.evaluate.statistics import Difference, Interval, Pairs
 from evergreen.evaluate.tasks import Task
 from evergreen.home import exclusive, read_jsonl, write_json
+from evergreen.pictures import drawing
 from evergreen.records import BadInput
 
 if TYPE_CHECKING:
@@ -291,13 +291,7 @@ def _print(document: dict[str, Any], run: Sequence[Checkpoint], judgement: Judge
 
 def draw(run: Sequence[Checkpoint], names: Sequence[str], losses: Losses, judgement: Judgement, path: Path) -> Path:
     """Score with its interval at each checkpoint, and the losses on an axis of their own."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"font.family": _fonts()}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a machine without a Chinese font draws boxes
+    with drawing() as pyplot:
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         _draw_scores(axes, run, names, judgement)
         if losses.train or losses.evaluated:
@@ -337,12 +331,3 @@ def _draw_losses(axes: Any, losses: Losses) -> None:
         if curve:
             axes.plot(*zip(*curve, strict=True), style, color="0.55", lw=1, label=word)
     axes.set_ylabel("loss per token")
-
-
-def _fonts() -> list[str]:
-    """Those of the usual Chinese fonts that this machine has, after the default one."""
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    chinese = ("Noto Sans CJK SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
-    return ["DejaVu Sans", *(name for name in chinese if name in installed)]

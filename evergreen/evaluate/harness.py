@@ -163,14 +163,17 @@ def _ask(
     gc.collect()  # the next version needs the memory
 
 
-def open_engine(version: Version, settings: "EvalSettings") -> "tuple[Engine, Callable[[Item], list[int]]]":
+def open_engine(
+    version: Version, settings: "EvalSettings", prefix_caching: bool = True
+) -> "tuple[Engine, Callable[[Item], list[int]]]":
     """The version ready to generate, and the prompt ids of an item for it."""
-    from evergreen.engine.engine import Engine
+    from evergreen.engine.engine import Engine, settings_for
     from evergreen.model.load import load_for
     from evergreen.model.template import prompt_ids
 
     loaded = load_for(settings, version.reference, version.adapters)
-    return Engine(loaded), lambda item: prompt_ids(item.messages, loaded.tokenizer, item.tools, loaded.system)
+    engine = Engine(loaded, settings_for(settings.batch_size, prefix_caching=prefix_caching))
+    return engine, lambda item: prompt_ids(item.messages, loaded.tokenizer, item.tools, loaded.system)
 
 
 def _prompts(

@@ -6,19 +6,17 @@ column's number.
 """
 
 import io
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evergreen.evaluate.harness import points
+from evergreen.pictures import can_draw, drawing
 
 if TYPE_CHECKING:
     from evergreen.evaluate.matrix import Matrix
     from evergreen.records import Scores
 
 DARK_TEXT_FROM = 0.3  # relative luminance; equal contrast by WCAG 2 is 0.18, but black on middle blue is hard to read
-FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
 MAX_NAME_CELLS = 18
 GAP = 0.35  # of a cell, before the retention suites
 DPI = 150
@@ -37,13 +35,7 @@ def fit(text: str, max_cells: int) -> str:
 
 def picture(matrix: "Matrix") -> bytes:
     """The heat map as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"font.family": fonts(), "hatch.linewidth": 0.6}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+    with drawing(hatch_linewidth=0.6) as pyplot:
         num_columns, num_rows = len(matrix.columns), len(matrix.rows)
         size = (2.9 + 0.72 * num_columns, 2.3 + 0.46 * num_rows)
         figure, axes = pyplot.subplots(figsize=(max(size[0], 5.2), size[1]), layout="constrained")
@@ -139,23 +131,6 @@ def _luminance(colour: tuple) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def fonts() -> list[str]:
-    """The default font, then the Chinese ones that this machine has."""
-    from matplotlib import font_manager
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in FONTS if name in installed)]
-
-
 def _name(name: str) -> str:
     """Short enough for a label; "" when the machine's fonts lack one of its characters."""
-    return fit(name, MAX_NAME_CELLS) if set(map(ord, name)) <= _drawable(tuple(fonts())) else ""
-
-
-@lru_cache
-def _drawable(families: tuple[str, ...]) -> frozenset[int]:
-    """The characters that these fonts have among them."""
-    from matplotlib import font_manager
-
-    files = [font_manager.findfont(family) for family in families]
-    return frozenset().union(*(font_manager.get_font(file).get_charmap() for file in files))
+    return fit(name, MAX_NAME_CELLS) if can_draw(name) else ""

@@ -18,7 +18,7 @@ NUM_TIMED, NUM_ROUNDS = 16, 3
 def latency_ms(version: Version, items: Sequence[Item], settings: "EvalSettings") -> dict[str, float]:
     """Median and 95th percentile, with their 95% intervals, of milliseconds per answer, one at a time, after a warm-up;
     each prompt counts with its median of three rounds, so that a busy moment of the machine does not."""
-    engine, encode = open_engine(version, settings)
+    engine, encode = open_engine(version, settings, prefix_caching=False)  # a prompt is timed three times
     prompts = [encode(item) for item in items[:NUM_TIMED]]
     sampling = Sampling(max_new_tokens=min(settings.max_new_tokens, 64))
     engine.generate(prompts[:1], sampling)

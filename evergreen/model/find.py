@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evergreen.home import digest_of, read_json
+from evergreen.home import digest_of, read_json, read_object
 from evergreen.model.adapters import adapter_digest
 from evergreen.records import BadInput
 
 NANO = Path(__file__).parent / "nano"
 ARGS_FILE, VERSION_FILE = "args.json", "version.json"
 SAMPLED_BYTES = 1 << 20
+NO_RECORD = "bring back what the run wrote, or train it anew"
 TRAINING_ARGS_FILE = "training_args.bin"  # of a full run: no weights, and it names the folder it was made in
 
 
@@ -103,7 +104,24 @@ def link_to(adapter: Path, folder: Path) -> dict[str, Any]:
 def record_of(folder: str | Path) -> dict[str, Any]:
     """version.json of a finished run; {} where there is none."""
     path = Path(folder) / VERSION_FILE
-    return read_json(path) if path.is_file() else {}
+    return read_object(path, {}, NO_RECORD) if path.is_file() else {}
+
+
+def beside(place: str | Path, folder: str | Path) -> str:
+    """Where a file or folder lies as seen from `folder`, for records that outlive a move of both; "" for a hub name."""
+    is_here = bool(place) and Path(place).exists()
+    return os.path.relpath(Path(place).resolve(), Path(folder).resolve()) if is_here else ""
+
+
+def seen_from(args: dict[str, Any], origin: str | Path, folder: str | Path) -> dict[str, Any]:
+    """An args.json of `origin` as a copy in `folder` has to spell it: what it names by `beside` lies where it lay."""
+
+    def moved(name: str) -> str:
+        return os.path.relpath(Path(origin).resolve() / name, Path(folder).resolve()) if name else ""
+
+    sources = [one | {"beside": moved(one.get("beside", ""))} for one in args.get("sources", [])]
+    near = {name: moved(value) for name, value in args.get("beside", {}).items()}
+    return {**args, "sources": sources, "beside": near}
 
 
 def absolute_name(place: str | Path) -> str:
@@ -119,11 +137,11 @@ def parent_of(found: Reference) -> str | None:
 def adapters_below(adapter: Path) -> list[Path]:
     """The adapters that this one was trained over, innermost first; [] for one that stands on its base alone.
 
-    They are looked for where they lay, in the same place relative to this one, and beside it under their digest.
-    Raises BadInput when one is gone or is no longer what it was."""
+    They are looked for where they lay relative to this one, so that a copy stands on its own, then where they lay, and
+    beside it under their digest. Raises BadInput when one is gone or is no longer what it was."""
     for place in _record_places(adapter):
-        for name in (ARGS_FILE, VERSION_FILE):
-            links = read_json(place / name).get("chain") if (place / name).is_file() else None
+        for record in (_args_in(place) or {}, record_of(place)):
+            links = record.get("chain")
             if links is not None:
                 return follow(links, place)
     return []
@@ -135,7 +153,8 @@ def follow(links: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def _follow(link: dict[str, Any], adapter: Path) -> Path:
-    places = [Path(link["path"]), adapter / link.get("relative", link["path"]), adapter.parent / link["digest"]]
+    seen = (adapter / link.get("relative", link["path"])).resolve()
+    places = [seen, Path(link["path"]), adapter.parent / link["digest"]]
     there = [place for place in places if is_adapter(place)]
     for place in there:
         if adapter_digest(place) == link["digest"]:
@@ -169,14 +188,16 @@ def is_adapter(place: str | Path) -> bool:
 
 
 def base_of(adapter: Path) -> str:
-    """The base that an adapter was trained on: its args.json first, then adapter_config.json, then `base/` beside or in
-    the adapter's folder, where `--chain merge` writes it and a moved run still has it.
+    """The base that an adapter was trained on: where it lay relative to the adapter, if it is the same one still, then
+    where args.json and adapter_config.json say, then `base/` beside or in the adapter's folder, where `--chain merge`
+    writes it and a moved run still has it.
 
     Raises BadInput when that base is gone."""
-    recorded = [
-        (_args_of(adapter) or {}).get("base"),
-        read_json(adapter / "adapter_config.json").get("base_model_name_or_path"),
-    ]
+    args = _args_of(adapter) or {}
+    near = adapter / args.get("beside", {}).get("base", "")
+    if near != adapter and (near / "config.json").is_file() and model_digest(near) == args.get("base_digest"):
+        return str(near.resolve())
+    recorded = [args.get("base"), read_json(adapter / "adapter_config.json").get("base_model_name_or_path")]
     names = [name for name in recorded if name]
     if not names:
         raise BadInput(f"{adapter} does not say which base it belongs to: give --model")
@@ -234,10 +255,12 @@ def _sample(path: Path) -> list:
 
 def _args_of(folder: Path) -> dict | None:
     """The args.json of a run; a checkpoint without one uses its run's."""
-    for place in _record_places(folder):
-        if (place / ARGS_FILE).is_file():
-            return read_json(place / ARGS_FILE)
-    return None
+    return next((args for args in map(_args_in, _record_places(folder)) if args is not None), None)
+
+
+def _args_in(folder: Path) -> dict | None:
+    path = folder / ARGS_FILE
+    return read_object(path, {}, NO_RECORD) if path.is_file() else None
 
 
 def _record_places(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ Promises: training ids are exactly what `tokenizer.apply_chat_template` gives fo
 trained is what is asked later; targets are the trained assistant turns with their end-of-turn token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +71,10 @@ def render(
     tools: Sequence[dict] = (),
     system: str | None = None,
     answer_next: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation; `answer_next` ends it with the assistant's header. Raises BadInput."""
+    """The text of a conversation; `answer_next` ends it with the assistant's header. `variables` are the template's
+    own. Raises BadInput."""
     from jinja2 import TemplateError
 
     if system is not None and (not messages or messages[0].role != "system"):
@@ -83,6 +85,7 @@ def render(
             tools=_as_tools(tools) or None,
             tokenize=False,
             add_generation_prompt=answer_next,
+            **(variables or {}),
         )
     except (TemplateError, TypeError) as error:
         raise BadInput(f"the chat template refuses these messages: {error}") from None

@@ -211,7 +211,7 @@ def _unpack(source: Path, folder: Path) -> int:
 def _database_moved(staged: Path, force: bool) -> Iterator[None]:
     """The registry of the backup, brought up to date; under $EVERGREEN_DB its rows go to the server, committed when the
     block has ended well."""
-    from evergreen.registry import database
+    from evergreen import database
 
     source = database.Database(staged)
     url = database.url_of_environment()

@@ -62,7 +62,7 @@ class Registry:
     def __init__(self, home: Path, url: str = "", digest: Callable[[Path], str] = recorded_digest):
         """`url` (else $EVERGREEN_DB) is a PostgreSQL database; "" is SQLite at HOME/evergreen.db. `digest` names a
         folder of weights by its content; without it a folder's own version.json is believed."""
-        from evergreen.registry import database
+        from evergreen import database
 
         self.home = Path(home)
         self.home.mkdir(parents=True, exist_ok=True)
@@ -152,6 +152,12 @@ class Registry:
                 raise Failure(f"{ref} is damaged: {found}; bring back a backup, or serve another release")
         model, *adapters = map(self.versions.place_to_load, parts)
         return model, tuple(adapters[-1:])  # those below are found beside it, by its own record
+
+    def prompt(self, ref: str) -> dict[str, Any]:
+        """The system prompt and template of a release or an alias; {} for a version, whose own run says them."""
+        with self.db.read() as tx:
+            is_release = ref in ALIASES or self._beginning_with(tx, ref)
+            return (self._release(tx, ref).prompt or {}) if is_release else {}
 
     # -- aliases
 
@@ -376,6 +382,11 @@ def locate(ref: str, home: str | Path) -> tuple[str, tuple[str, ...]] | None:
     if not os.environ.get("EVERGREEN_DB") and not (Path(home) / "evergreen.db").is_file():
         return None
     return Registry(Path(home)).locate(ref)
+
+
+def prompt_of(ref: str, home: str | Path) -> dict[str, Any]:
+    """The prompt of what `locate` has found."""
+    return Registry(Path(home)).prompt(ref)
 
 
 def verdict_of(release: Release) -> str:

@@ -21,7 +21,7 @@ from evergreen.registry import store
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
 
-    from evergreen.registry.database import Database
+    from evergreen.database import Database
 
 ROOMS = {"adapter": "adapters", "model": "models"}  # under HOME, by kind
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ class Versions:
     """The versions of one home. Methods with a connection are part of the caller's transaction."""
 
     def __init__(self, home: Path, db: "Database", digest: Callable[[Path], str]):
-        from evergreen.registry.database import versions
+        from evergreen.database import versions
 
         self.home, self.db, self.digest, self.table = home, db, digest, versions
 

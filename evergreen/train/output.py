@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.home import exclusive, read_json, write_json
+from evergreen.model.find import beside
 from evergreen.records import BadInput
 from evergreen.settings import SftSettings
 
@@ -159,12 +160,17 @@ def _changed(settings: SftSettings, before: dict[str, Any], names: Iterable[str]
                      for name, value in zip(odd, values, strict=True))  # fmt: skip
 
 
-def write_args(folder: Path, settings: SftSettings, facts: dict[str, Any]) -> None:
-    """args.json: every setting, and what inference needs without being told: base, template, system prompt."""
+def write_args(folder: Path, settings: SftSettings, facts: dict[str, Any], place: Path) -> None:
+    """args.json: every setting, and what inference needs without being told: base, template, system prompt. `beside`
+    says where the base, the earlier run and the data lie as seen from `place`, where the folder will be in the end, so
+    that a copy of them all is whole."""
+    near = {"base": beside(facts["base"], place), "prev_model": beside(settings.prev_model, place)}
+    sources = [source | {"beside": beside(source["path"], place)} for source in facts["sources"]]
     write_json(
         folder / ARGS_FILE,
-        {**facts, "template": settings.template, "system": settings.system, "settings": dataclasses.asdict(settings)},
-    )
+        {**facts, "sources": sources, "beside": near, "template": settings.template, "system": settings.system,
+         "settings": dataclasses.asdict(settings)},
+    )  # fmt: skip
 
 
 def is_main_process() -> bool:

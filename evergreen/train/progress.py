@@ -1,7 +1,6 @@
 """What a person sees of a run: a live bar, one log line every `logging_steps`, and a picture of the loss."""
 
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from evergreen.home import append_jsonl, read_jsonl
+from evergreen.pictures import can_draw, drawing
 from evergreen.train.memory import GIB, peak_bytes
 from evergreen.train.output import is_main_process
 
@@ -117,25 +117,19 @@ def plot_loss(output_dir: Path) -> Path | None:
     evaluated = [(row["current_steps"], row["eval_loss"]) for row in rows if "eval_loss" in row]
     if not train:
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(*zip(*train, strict=True), color="0.7", marker="." if len(train) < 60 else "", label="loss")
-    axes.plot(
-        [step for step, _ in train], _smoothed([value for _, value in train]), color="tab:green", label="smoothed"
-    )
-    if evaluated:
-        axes.plot(*zip(*evaluated, strict=True), color="tab:orange", marker="o", label="evaluation loss")
-    axes.set(xlabel="optimizer step", ylabel="mean loss per target token", title=output_dir.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a folder's Chinese name without a font for it
+    title = output_dir.name if can_draw(output_dir.name) else ""
+    with drawing() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        axes.plot(*zip(*train, strict=True), color="0.7", marker="." if len(train) < 60 else "", label="loss")
+        smooth = _smoothed([value for _, value in train])
+        axes.plot([step for step, _ in train], smooth, color="tab:green", label="smoothed")
+        if evaluated:
+            axes.plot(*zip(*evaluated, strict=True), color="tab:orange", marker="o", label="evaluation loss")
+        axes.set(xlabel="optimizer step", ylabel="mean loss per target token", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
         figure.savefig(output_dir / PLOT_FILE, dpi=120)
-    plt.close(figure)
+        pyplot.close(figure)
     return output_dir / PLOT_FILE
 
 

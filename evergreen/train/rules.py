@@ -1,5 +1,8 @@
 """What a training run's flags must be: nothing missing, nothing that contradicts itself, our own spellings."""
 
+import importlib.util
+from typing import Any
+
 from evergreen.records import BadInput
 from evergreen.settings import SftSettings
 
@@ -53,10 +56,29 @@ def check_settings(settings: SftSettings) -> None:
          "--chain and --orthogonal_lambda need the earlier run to build on: give --prev_model"),
         (settings.modules_to_save and settings.train_type in ("full", "freeze"),
          "--modules_to_save is for lora and qlora"),
+        (settings.use_dora and settings.train_type in ("full", "freeze"), "--use_dora is for lora and qlora"),
     ]  # fmt: skip
     problems = [problem for is_broken, problem in rules if is_broken]
     if problems:
         raise BadInput("; ".join(problems))
+
+
+def check_model(settings: SftSettings, config: Any) -> None:
+    """What a run on a model of this config and on this machine cannot be, before its weights are loaded."""
+    from transformers.training_args import OptimizerNames
+
+    from evergreen.model.load import check_model_type, default_device, resolve_dtype
+    from evergreen.train.tune import learning_layers
+
+    check_model_type(settings.model_type, config)
+    if settings.optim not in list(OptimizerNames):
+        raise BadInput(f"--optim {settings.optim}: no such optimizer; known are {', '.join(OptimizerNames)}")
+    learning_layers(settings, config)
+    device = settings.device or default_device()
+    if device == "cpu" and str(resolve_dtype(settings.torch_dtype, device)) == "torch.float16":
+        raise BadInput("--torch_dtype float16 needs a GPU: use float32 or bfloat16 on a CPU")
+    if settings.train_type == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise BadInput("--train_type qlora needs bitsandbytes: pip install 'evergreen-lm[qlora]'")
 
 
 def _respell(settings: SftSettings) -> None:

@@ -5,9 +5,6 @@ on from its last whole checkpoint with the batches and weights it would have had
 """
 
 import math
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +18,15 @@ from evergreen.records import BadInput, Failure
 from evergreen.settings import SftSettings
 from evergreen.train import output
 from evergreen.train.checkpoints import STATE_FILE, newest_checkpoint
-from evergreen.train.dataset import Encoder, TrainingRecord, encode_sources, read_sources
-from evergreen.train.rules import check_settings
+from evergreen.train.dataset import Encoder, encode_sources, read_sources
+from evergreen.train.rules import check_model, check_settings
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainingArguments
 
-    from evergreen.data.packing import Row
     from evergreen.train.report import Report
+    from evergreen.train.start import Start
 
-MAX_PROBED = 64  # records of each kind on which the layers are chosen
-MAX_MEASURED = 256  # replayed records that a penalty is measured on
 NO_PARTS = Parts()
 
 
@@ -58,15 +52,18 @@ class _Run:
         self.started = datetime.now(UTC)
 
     def train(self, parts: Parts) -> dict[str, Any]:
+        from evergreen.train.start import Start
+
         checkpoint = output.find_checkpoint(self.settings)
         self.sources = read_sources(self.settings, parts.replay)
         self._resolve(checkpoint)
         self._encode()
         self._load()
         trainer = self._make_trainer()
-        self._choose_layers(parts, trainer)
+        start = Start(trainer, self.data, self.dtype, self.settings.seed)
+        self._choose_layers(parts, start)
         self._say_plan()
-        self._stay_close(parts, trainer)
+        self._stay_close(parts, start)
         self._say_notes(parts)
         train_loss = self._fit(trainer)
         self._save(trainer)
@@ -113,7 +110,7 @@ class _Run:
 
         self.tokenizer = load.tokenizer_for(self.reference, self.settings.template)
         self.config = load.load_config(self.reference.base)
-        load.check_model_type(self.settings.model_type, self.config)
+        check_model(self.settings, self.config)
         self.unpacked = can_pack(self.config) if self.settings.packing else ""
         encoder = Encoder(self.tokenizer, self.settings, getattr(self.config, "max_position_embeddings", 1 << 30))
         with self.console.status("encoding the records"):
@@ -134,13 +131,13 @@ class _Run:
 
     # -- what continual learning adds, before the first step
 
-    def _choose_layers(self, parts: Parts, trainer: Any) -> None:
+    def _choose_layers(self, parts: Parts, start: "Start") -> None:
         """Freeze the decoder layers that are not to learn; a run that goes on exactly keeps those it had chosen."""
         from evergreen.train.tune import count_parameters, freeze_layers
 
         self.layers = None
         if parts.choose_layers:
-            self.layers = sorted(self._recorded_layers() or self._measured_layers(parts, trainer))
+            self.layers = sorted(self._recorded_layers() or start.choose_layers(parts))
             freeze_layers(self.model, set(self.layers))
         self.trainable, self.total = count_parameters(self.model)
 
@@ -149,69 +146,10 @@ class _Run:
             return set()
         return set(read_json(self.resume.checkpoint / output.ARGS_FILE).get("layers") or ())
 
-    def _measured_layers(self, parts: Parts, trainer: Any) -> set[int]:
-        from evergreen.train import loss
-
-        new, old = (self._some(records, MAX_PROBED) for records in (self.data.new, self.data.old))
-        with self._as_it_is():
-            rows = (self._moved(trainer.rows_of(records)) for records in (new, old))
-            return parts.choose_layers(self.model, *rows, loss.row_loss)
-
-    def _some(self, records: list[TrainingRecord], at_most: int) -> list[TrainingRecord]:
-        return random.Random(self.settings.seed).sample(records, min(at_most, len(records)))
-
-    def _stay_close(self, parts: Parts, trainer: Any) -> None:
-        """Give the trainer its teacher, penalty and pull. They are measured on the model as it is now."""
-        from evergreen.train import loss
-
-        if not (parts.teach or parts.penalty or parts.pull):
-            return
-        with self._as_it_is(), self.console.status("measuring what is to be kept"):
-            if parts.penalty:
-                distinct = self.data.old[: max(1, len(self.data.old) // self.settings.replay_repeats)]
-                old = self._some(distinct, MAX_MEASURED)
-                single = [row for record in old for row in trainer.rows_of([record])]
-                trainer.penalty = parts.penalty(self.model, self._moved(single), loss.row_loss)
-            if parts.pull:
-                trainer.pull = parts.pull(self.model)
-            if parts.teach:
-                self.data.old = parts.teach(self.data.old, lambda records, k: self._top_tokens(trainer, records, k))
-                trainer.train_dataset = self.data.train
-
-    def _top_tokens(
-        self, trainer: Any, records: list[TrainingRecord], k: int
-    ) -> list[tuple["torch.Tensor", "torch.Tensor"]]:
-        """The model's k likeliest tokens at the targets of every record, with their log-probabilities, on the CPU."""
-        import torch
-
-        from evergreen.train import loss
-
-        order = sorted(range(len(records)), key=lambda i: records[i].ids)  # as packing does, so that rows keep it
-        rows = self._moved(trainer.rows_of([records[i] for i in order]))
-        ids, log_probs = zip(*(loss.top_tokens(self.model, row, k) for row in rows), strict=True)
-        counts = [records[i].num_targets for i in order]
-        split = [torch.cat(parts).cpu().split(counts) for parts in (ids, log_probs)]
-        found = dict(zip(order, zip(*split, strict=True), strict=True))
-        return [found[i] for i in range(len(records))]
-
-    @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        """The model without dropout, computing in the run's dtype as it will in training."""
-        import torch
-
-        was_training, is_narrow = self.model.training, self.dtype is not torch.float32
-        self.model.eval()
-        try:
-            with torch.autocast(torch.device(self.device).type, self.dtype, enabled=is_narrow):
-                yield
-        finally:
-            self.model.train(was_training)
-            self.model.zero_grad(set_to_none=True)
-
-    def _moved(self, rows: list["Row"]) -> list["Row"]:
-        import torch
-
-        return [row.to(torch.device(self.device)) for row in rows]
+    def _stay_close(self, parts: Parts, start: "Start") -> None:
+        if parts.teach or parts.penalty or parts.pull:
+            with self.console.status("measuring what is to be kept"):
+                start.stay_close(parts, self.settings.replay_repeats)
 
     def _say_plan(self) -> None:
         from evergreen.train import memory
@@ -277,15 +215,12 @@ class _Run:
     def _training_arguments(self) -> "TrainingArguments":
         import torch
         from transformers import TrainingArguments
-        from transformers.training_args import OptimizerNames
 
         given = self.settings
         same = """num_train_epochs max_steps learning_rate lr_scheduler_type weight_decay adam_beta1 adam_beta2
             adam_epsilon max_grad_norm optim seed per_device_eval_batch_size logging_steps eval_steps save_strategy
             save_steps save_total_limit save_only_model ddp_timeout report_to""".split()
         when = given.eval_strategy or ("steps" if given.eval_steps else "no")
-        if given.optim not in list(OptimizerNames):
-            raise BadInput(f"--optim {given.optim}: no such optimizer; known are {', '.join(OptimizerNames)}")
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
         return TrainingArguments(
             **{name: getattr(given, name) for name in same},
@@ -380,7 +315,7 @@ class _Run:
     def _write_args(self, folder: Path) -> None:
         from evergreen.train.tune import chain_of
 
-        is_checkpoint = folder != self.folder  # it is still beside its place, and the chain is named from there
+        place = self.folder if folder == self.folder else self.folder / folder.name  # of a checkpoint when it is whole
         output.write_args(folder, self.settings, {
             "base": self._base_name(),
             "base_digest": self.base_digest,
@@ -388,10 +323,10 @@ class _Run:
             "sources": self.sources.mixture.sources,
             "replayed": len(self.data.old),  # records of earlier runs and general ones: not this run's own data
             "layers": self.layers,
-            "chain": chain_of(self.settings, self.reference, self.folder / folder.name if is_checkpoint else folder),
+            "chain": chain_of(self.settings, self.reference, place),
             "dtype": str(self.dtype).removeprefix("torch."),
             "evergreen": evergreen.__version__,
-        })  # fmt: skip
+        }, place)  # fmt: skip
 
     def _write_version(self, trainer: Any, document: dict[str, Any]) -> str:
         from evergreen.model.adapters import adapter_digest

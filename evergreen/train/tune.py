@@ -1,7 +1,6 @@
 """Which weights learn: a LoRA adapter over a frozen (perhaps 4-bit) base, all weights, or some decoder layers; and what
 becomes of the adapters of earlier runs: trained further, left as they are below a new one, or merged into the base."""
 
-import importlib.util
 import math
 import os
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import evergreen
 from evergreen.model import adapters, load
-from evergreen.model.find import absolute_name, link_to, parent_of, record_of
+from evergreen.model.find import absolute_name, link_to, parent_of, record_of, seen_from
 from evergreen.model.write import whole_folder, write_model, write_records
 from evergreen.records import BadInput, Failure
 from evergreen.settings import SftSettings
@@ -77,8 +76,6 @@ def load_trainable(
     compute in `dtype` by autocast."""
     import torch
 
-    if dtype is torch.float16 and device == "cpu":
-        raise BadInput("--torch_dtype float16 needs a GPU: use float32 or bfloat16 on a CPU")
     torch.manual_seed(settings.seed)
     if settings.train_type in WITHOUT_ADAPTER:
         return _load_weights(settings, reference, weights, device)
@@ -170,7 +167,9 @@ def _write_merged(
         version = {**facts, "digest": digest, "base": absolute_name(source.base), "parent": parent_of(source),
                    "method": "merge", "chain": [], "rounding": rounding,
                    "evergreen": evergreen.__version__}  # fmt: skip
-        write_records(staged, source.args and {**source.args, "chain": []}, version)
+        origin = source.adapters[-1]
+        args = source.args and {**seen_from(source.args, origin, place), "chain": []}
+        write_records(staged, args, version)
 
 
 def _is_merged(place: Path, facts: dict[str, Any]) -> bool:
@@ -216,8 +215,6 @@ def _load_weights(
 def _quantization(settings: SftSettings, dtype: "torch.dtype") -> Any:
     if settings.train_type != "qlora":
         return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise BadInput("--train_type qlora needs bitsandbytes: pip install 'evergreen-lm[qlora]'")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    Float,
     ForeignKey,
     Integer,
     MetaData,
@@ -92,12 +93,63 @@ moves = Table(
     Column("by", String, nullable=False),
     Column("at", String, nullable=False),
 )
+requests = Table(
+    "requests",
+    METADATA,
+    Column("id", String, primary_key=True),  # UUIDv7: in the order of time
+    Column("at", String, nullable=False),
+    Column("route", String, nullable=False),
+    Column("key", String, nullable=False),  # the API key's name, never the key
+    Column("user", String, nullable=False),
+    Column("model", String, nullable=False),  # the name that was asked for
+    Column("release", String),
+    Column("base", String),
+    Column("adapter", String),
+    Column("knowledge", Integer),  # the number of the last change that the answer saw
+    Column("input", Text),  # JSON, a digest, or nothing
+    Column("output", Text),
+    Column("status", Integer, nullable=False),
+    Column("finish_reason", String, nullable=False),
+    Column("error", String, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("first_token_seconds", Float),
+    Column("latency_seconds", Float, nullable=False),
+)
+ratings = Table(
+    "ratings",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("request", String, nullable=False, index=True),
+    Column("at", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("user", String, nullable=False),
+    Column("trusted", Integer, nullable=False),  # sent with an admin key
+    Column("thumb", String),
+    Column("correction", Text),
+    Column("comment", Text),
+    Column("dwell_ms", Integer),
+    Column("action", String),
+)
 schema = Table("schema_number", METADATA, Column("number", Integer, nullable=False))
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (  # 1 -> 2
         "ALTER TABLE versions ADD COLUMN pruned VARCHAR",
         "ALTER TABLE releases ADD COLUMN pruned VARCHAR",
+    ),
+    (  # 2 -> 3
+        "CREATE TABLE requests (id VARCHAR NOT NULL PRIMARY KEY, at VARCHAR NOT NULL, route VARCHAR NOT NULL, "
+        '"key" VARCHAR NOT NULL, "user" VARCHAR NOT NULL, model VARCHAR NOT NULL, release VARCHAR, base VARCHAR, '
+        "adapter VARCHAR, knowledge INTEGER, input TEXT, output TEXT, status INTEGER NOT NULL, "
+        "finish_reason VARCHAR NOT NULL, error VARCHAR NOT NULL, prompt_tokens INTEGER NOT NULL, "
+        "cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, first_token_seconds FLOAT, "
+        "latency_seconds FLOAT NOT NULL)",
+        "CREATE TABLE ratings (id VARCHAR NOT NULL PRIMARY KEY, request VARCHAR NOT NULL, at VARCHAR NOT NULL, "
+        '"key" VARCHAR NOT NULL, "user" VARCHAR NOT NULL, trusted INTEGER NOT NULL, thumb VARCHAR, correction TEXT, '
+        "comment TEXT, dwell_ms INTEGER, action VARCHAR)",
+        "CREATE INDEX ix_ratings_request ON ratings (request)",
     ),
 )  # statements that both SQLite and PostgreSQL know; a step once shipped is never changed
 SCHEMA = 1 + len(MIGRATIONS)

@@ -1,0 +1,111 @@
+"""Answers that keep to a form: JSON, a JSON schema or a regular expression, as masks over the vocabulary.
+
+Promises: a finished answer is in the form, the whole of it: with a model that thinks, there is no room for a thought.
+(An answer cut off by max_new_tokens is a beginning of one.) A form that cannot be kept exactly is refused, keyword
+named, and never kept in part. Compiled forms are kept for the next request.
+The work is llguidance's: an Earley parser beside the sampler, about 10 us a token and nothing beforehand.
+"""
+
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from evergreen.records import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+MAX_COMPILED = 256
+SPACES = {"whitespace_pattern": r"[ \n\r\t]{1,32}"}  # without an end a small model indents for ever
+
+
+class Matcher:
+    """Where one answer stands in its form."""
+
+    def __init__(self, matcher: Any):
+        self._matcher = matcher
+
+    def fill(self, bits: "np.ndarray") -> str:
+        """Set the bits of the tokens that may come next; `bits` int32 [ceil(vocabulary / 32)]. Returns an error, "" for
+        none."""
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        return f"the grammar: {_one_line(self._matcher.get_error())}" if self._matcher.is_error() else ""
+
+    def add(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end can follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+
+class Grammars:
+    """Forms compiled for a vocabulary of `vocab_size` scores, in which `eos_ids` end an answer."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, eos_ids: frozenset[int]):
+        self._tokenizer, self._vocab_size, self._eos_ids = tokenizer, vocab_size, eos_ids
+        self._vocabulary: Any = None
+        self._compiled: OrderedDict[str, Any] = OrderedDict()
+
+    def matcher(self, grammar: str) -> Matcher:
+        """At the start of an answer of the form that `Sampling.grammar` names. Raises BadInput when it is none."""
+        if grammar not in self._compiled:
+            self._compiled[grammar] = self._compile(grammar)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return Matcher(self._compiled[grammar].deep_copy())
+
+    def _compile(self, grammar: str) -> Any:
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._tokens(), _definition(grammar), log_level=0)
+        if matcher.is_error():
+            kind = "regular expression" if grammar.startswith("regex:") else "JSON schema"
+            raise BadInput(f"the {kind} cannot be kept to: {_one_line(matcher.get_error())}")
+        return matcher
+
+    def _tokens(self) -> Any:
+        """The tokenizer as llguidance wants it; made with the first grammar."""
+        if self._vocabulary is None:
+            from llguidance.hf import from_tokenizer
+
+            try:
+                self._vocabulary = from_tokenizer(
+                    self._tokenizer, n_vocab=self._vocab_size, eos_token=sorted(self._eos_ids)
+                )
+            except ValueError as error:
+                raise BadInput(f"this model's tokenizer does not go with grammars: {_one_line(str(error))}") from None
+        return self._vocabulary
+
+
+def check(grammar: str) -> None:
+    """Raises BadInput when `Sampling.grammar` names no form that can be kept to; needs neither model nor tokenizer."""
+    from llguidance import LLMatcher
+
+    if error := LLMatcher.validate_grammar(_definition(grammar)):
+        kind = "regular expression" if grammar.startswith("regex:") else "JSON schema"
+        raise BadInput(f"the {kind} cannot be kept to: {_one_line(error)}")
+
+
+def _definition(grammar: str) -> str:
+    from llguidance import LLMatcher
+
+    kind, _, text = grammar.partition(":")
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if grammar == "json":
+        return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=SPACES)
+    if kind != "schema":
+        raise BadInput(f'grammar {grammar[:40]!r}: it has to be "json", "schema:" with a JSON schema, or "regex:" with '
+                       "an expression")  # fmt: skip
+    try:
+        return LLMatcher.grammar_from_json_schema(json.dumps(json.loads(text)), overrides=SPACES)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the JSON schema is not JSON: {_one_line(str(error))}") from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

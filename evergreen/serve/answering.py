@@ -1,0 +1,374 @@
+"""One request's way: from a checked body to the engine and back, whole or as a stream, and into the log.
+
+Promises: tokenising and waiting for an engine never hold up the event loop; who hangs up frees what was running for him
+at once; a request's row is written however it ends; an error before the first token is a status, one after it the
+stream's last event.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from evergreen import feedback
+from evergreen.engine.base import Output
+from evergreen.home import new_id
+from evergreen.records import Completion, Message
+from evergreen.serve import protocol
+from evergreen.serve.errors import Busy, engine_failed, no_knowledge
+from evergreen.serve.keys import Key
+from evergreen.serve.limits import Limits
+from evergreen.serve.metrics import Metrics
+from evergreen.serve.models import Models, Served
+from evergreen.serve.protocol import Call, Choice, Head
+from evergreen.serve.schemas import ApiError, SamplingBody
+from evergreen.settings import ServeSettings
+
+CANCEL_SECONDS = 10.0  # how long a cancelled request may take to say so
+SEND_SECONDS = 60.0  # a client that takes nothing for so long is gone
+MAX_RESERVED_TOKENS = 512  # for the answer, when a history is trimmed and max_tokens is not given
+PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "generate": "gen-"}
+
+
+class Disconnected(Exception):
+    """The client has hung up."""
+
+
+class Inbox:
+    """What an engine's thread says, on the event loop's side."""
+
+    def __init__(self) -> None:
+        self._loop, self._outputs, self._wake = asyncio.get_running_loop(), deque[Output](), asyncio.Event()
+        self._is_told = self.is_closed = False
+
+    def put(self, output: Output) -> None:
+        """From any thread; one wake-up brings all that came together."""
+        self._outputs.append(output)
+        if not self._is_told:
+            self._is_told = True
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self.is_closed = True
+        self._wake.set()
+
+    async def take(self) -> list[Output]:
+        """What has come since; waits for something. Raises Disconnected when it is closed."""
+        while True:
+            await self._wake.wait()
+            if self.is_closed:
+                raise Disconnected
+            self._wake.clear()
+            if outputs := self._drain():
+                return outputs
+
+    def open_again(self) -> None:
+        self.is_closed = False
+        self._wake.set()
+
+    def _tell(self) -> None:
+        self._is_told = False
+        self._wake.set()
+
+    def _drain(self) -> list[Output]:
+        return [self._outputs.popleft() for _ in range(len(self._outputs))]
+
+
+class Desk:
+    """Takes requests in, knows how many are under way, and remembers each when it has ended."""
+
+    def __init__(self, settings: ServeSettings, models: Models, limits: Limits, metrics: Metrics, log: feedback.Log):
+        self.settings, self.models, self.limits, self.metrics, self.log = settings, models, limits, metrics, log
+        self._threads = ThreadPoolExecutor(32, thread_name_prefix="prompts")
+        self._num_running: Counter[str] = Counter()  # by base
+        self._winding_up: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def answering(
+        self,
+        key: Key,
+        route: str,
+        body: SamplingBody,
+        to_call: Callable[..., Call],
+        receive: Callable[[], Awaitable[Any]],
+    ) -> AsyncIterator["Answering"]:
+        """The request while it runs; what is left of it when the block ends early is cancelled."""
+        one = Answering(self, key, route, body)
+        try:
+            await one.begin(to_call)
+            one.watch(receive)
+            yield one
+        except BaseException as error:
+            one.fail(error)
+            raise
+        finally:
+            if one.is_over:
+                await one.end()
+            else:
+                task = asyncio.create_task(one.wind_up())
+                self._winding_up.add(task)
+                task.add_done_callback(self._winding_up.discard)
+
+    def admit(self, base: str, count: int) -> None:
+        """Raises Busy when the queue is full."""
+        if self._num_running[base] + count > self.settings.max_num_seqs + self.settings.max_waiting:
+            raise Busy(f"{self._num_running[base]} requests run or wait: try again in a moment", 1, "queue_full")
+        self._num_running[base] += count
+
+    def leave(self, base: str, count: int) -> None:
+        self._num_running[base] -= count
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def close(self) -> None:
+        """Waits for what is being cancelled."""
+        if self._winding_up:
+            await asyncio.wait(self._winding_up, timeout=CANCEL_SECONDS)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Answering:
+    """One body on its way to one response."""
+
+    def __init__(self, desk: Desk, key: Key, route: str, body: SamplingBody):
+        self.desk, self.key, self.route, self.body = desk, key, route, body
+        self.id, self.started, self.at = new_id(), time.perf_counter(), feedback.now()
+        self.inbox = Inbox()
+        self.served: Served | None = None
+        self.call: Call | None = None
+        self.choices: list[Choice] = []
+        self.open: dict[str, int] = {}  # engine requests that have not ended -> their choice
+        self.completions: list[Completion] = []
+        self.num_trimmed, self.num_slots, self.num_prompt_tokens = 0, 0, 0
+        self.status, self.error = 200, ""
+        self._stack, self._watcher = contextlib.AsyncExitStack(), None
+
+    async def begin(self, to_call: Callable[..., Call]) -> None:
+        """Choose who answers, write the prompts, hand them to the engine."""
+        self.served = served = await self._choose()
+        sampling = served.release.sampling if served.release else None
+        self.call = await self.desk.in_thread(to_call, self.body, sampling)  # a grammar takes long to compile
+        if self.call.evergreen:
+            no_knowledge(self.call.evergreen)
+        count = self.call.n * max(1, len(self.call.prompts))
+        self.desk.admit(served.base.digest, count)
+        self.num_slots = count
+        await self.desk.in_thread(self._submit)
+        self.desk.limits.spend(self.key, self.num_prompt_tokens)
+
+    @property
+    def is_over(self) -> bool:
+        return not self.open
+
+    @property
+    def head(self) -> Head:
+        name = self.call.lora or self.call.model or self.served.name
+        return Head(PREFIXES[self.call.kind] + self.id, name, int(time.time()), self.served.fingerprint,
+                    self._evergreen())  # fmt: skip
+
+    def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        """Hear at once when the client hangs up."""
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.inbox.close()
+
+        self._watcher = asyncio.create_task(until_gone())
+
+    async def outputs(self) -> AsyncIterator[tuple[Choice, Output]]:
+        """Until the last choice has ended. Raises ApiError when the engine gives one up."""
+        while self.open:
+            for output in await self.inbox.take():
+                yield self._took(output), output
+
+    async def whole(self) -> dict[str, Any]:
+        """The response in one piece."""
+        async for choice, output in self.outputs():
+            choice.add(output)
+        return protocol.respond(self.call, self.head, self.choices)
+
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events, those that came together in one string; the first comes with the first token.
+
+        Raises ApiError, but only in the place of the first."""
+        head, has_begun = self.head, False
+        try:
+            while self.open:
+                parts: list[dict] = []
+                for output in await self.inbox.take():
+                    parts += self._took(output).add(output)
+                if not self.open:
+                    head = replace(head, evergreen=self._evergreen())
+                if parts:
+                    has_begun = True
+                    yield "".join(protocol.event(protocol.chunk(self.call, head, part)) for part in parts)
+            if self.call.include_usage:
+                yield protocol.event(protocol.usage_chunk(self.call, head, self.choices))
+            yield protocol.DONE
+        except ApiError as error:
+            if not has_begun:
+                raise
+            self.fail(error)
+            yield protocol.event(protocol.error(error)) + protocol.DONE
+
+    def fail(self, error: BaseException) -> None:
+        """Remember how it ended."""
+        if isinstance(error, ApiError):
+            self.status, self.error = error.status, error.message
+        elif isinstance(error, Disconnected):
+            self.status, self.error = 499, "the client hung up"
+        else:
+            self.status, self.error = 500, f"{type(error).__name__}: {error}"
+
+    async def wind_up(self) -> None:
+        """Cancel what still runs, and hear it out."""
+        if self._watcher:
+            self._watcher.cancel()
+        self.inbox.open_again()
+        for id in self.open:
+            self.served.engine.cancel(id)
+        with contextlib.suppress(TimeoutError, ApiError):
+            async with asyncio.timeout(CANCEL_SECONDS):
+                while self.open:
+                    for output in await self.inbox.take():
+                        self._took(output, strict=False).add(output)
+        await self.end()
+
+    async def end(self) -> None:
+        """Count it and write its row."""
+        if self._watcher:
+            self._watcher.cancel()
+        if self.num_slots:
+            self.desk.leave(self.served.base.digest, self.num_slots)
+        for completion in self.completions:
+            self.desk.metrics.count(self.served.name, completion)
+        self.desk.limits.spend(self.key, sum(one.completion_tokens for one in self.completions))
+        self.desk.log.add(self._row())
+        await self._stack.aclose()
+
+    # -- inside
+
+    async def _choose(self) -> Served:
+        """By `model`, by `lora_request`, or both where they agree: an adapter on the base that is named."""
+        model, lora = self.body.model or "", self.body.lora_request.lora_name if self.body.lora_request else ""
+        served = await self._stack.enter_async_context(self.desk.models.chosen(lora or model))
+        if lora and model not in ("", lora):
+            named = await self._stack.enter_async_context(self.desk.models.chosen(model))
+            is_same = named.base is served.base and named.adapter in ("", served.adapter)
+            if not is_same:
+                raise ApiError(400, f"lora_request names {lora} and model names {model}, which is another",
+                               param="lora_request")  # fmt: skip
+        return served
+
+    def _submit(self) -> None:
+        """In a thread: tokenise, trim, hand over."""
+        call, served = self.call, self.served
+        room = served.engine.max_context_tokens
+        prompts = protocol.prompt_ids(call, served.tokenizer, served.system)
+        if self.desk.settings.trim_history and call.kind == "chat":
+            self.call, prompts, self.num_trimmed = trimmed(call, prompts, served, room)
+            call = self.call
+        self.num_prompt_tokens = sum(map(len, prompts))
+        requests = protocol.engine_requests(call, prompts, self.id, room, served.adapter, self.key.name)
+        for i, request in enumerate(requests):
+            self.choices.append(Choice(call, i, self._echo(prompts[i // call.n])))
+            self.open[request.id] = i
+        num_submitted = 0
+        try:
+            for request in requests:
+                served.engine.submit(request, self.inbox.put)
+                num_submitted += 1
+        except BaseException:
+            for request in requests[num_submitted:]:
+                del self.open[request.id]
+            raise
+
+    def _echo(self, prompt: Sequence[int]) -> str:
+        return self.served.tokenizer.decode(prompt) if self.call.echo else ""
+
+    def _took(self, output: Output, strict: bool = True) -> Choice:
+        choice = self.choices[self.open[output.id]]
+        if output.is_last:
+            del self.open[output.id]
+        if output.completion:
+            self.completions.append(output.completion)
+        if output.error and strict:
+            raise ApiError(400, output.error) if output.is_refused else engine_failed(output.error)
+        return choice
+
+    def _evergreen(self) -> dict[str, Any]:
+        served = self.served
+        return {
+            "release": served.release.id if served.release else None,
+            "adapter": served.adapter or None,
+            "snapshot": None,
+            "sources": [],
+            "cached": False,
+            "trimmed": self.num_trimmed,
+            "engine_seconds": max((one.latency_seconds for one in self.completions), default=None),
+        }
+
+    def _row(self) -> feedback.Interaction:
+        served, done = self.served, self.completions
+        return feedback.Interaction(
+            self.id,
+            self.at,
+            self.route,
+            self.key.name,
+            (self.call.user if self.call else self.body.user) or "",
+            self.body.model or (served.name if served else ""),
+            served.release.id if served and served.release else None,
+            served.base.digest if served else None,
+            (served.adapter or None) if served else None,
+            input=self.body.model_dump(mode="json", exclude_none=True, by_alias=True),
+            output=[choice.whole() for choice in self.choices if choice.completion] or None,
+            status=self.status,
+            finish_reason=done[0].finish_reason if done else "",
+            error=self.error,
+            prompt_tokens=self.num_prompt_tokens,
+            cached_tokens=sum(one.num_cached_tokens for one in done),
+            completion_tokens=sum(one.completion_tokens for one in done),
+            first_token_seconds=min((one.first_token_seconds for one in done), default=None),
+            latency_seconds=time.perf_counter() - self.started,
+        )
+
+
+def trimmed(
+    call: Call, prompts: list[tuple[int, ...]], served: Served, room: int
+) -> tuple[Call, list[tuple[int, ...]], int]:
+    """The call without as many of its oldest exchanges as it takes to fit, its prompt, and how many messages went.
+
+    System messages stay, and so does the last exchange, whether it fits or not."""
+    wanted = room - (call.sampling.max_new_tokens or min(MAX_RESERVED_TOKENS, room // 4))
+    starts = exchanges(call.messages)
+    low, high = 0, len(starts) - 1  # exchanges to drop: `low` do not suffice unless it is 0
+    if len(prompts[0]) <= wanted or high < 1:
+        return call, prompts, 0
+    while low < high:
+        middle = (low + high) // 2
+        shorter = replace(call, messages=_without(call.messages, starts[middle]))
+        if len(protocol.prompt_ids(shorter, served.tokenizer, served.system)[0]) <= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    shorter = replace(call, messages=_without(call.messages, starts[low]))
+    prompts = protocol.prompt_ids(shorter, served.tokenizer, served.system)
+    return shorter, prompts, len(call.messages) - len(shorter.messages)
+
+
+def exchanges(messages: Sequence[Message]) -> list[int]:
+    """Where each exchange begins: at the user's turns."""
+    return [i for i, message in enumerate(messages) if message.role == "user"]
+
+
+def _without(messages: Sequence[Message], start: int) -> tuple[Message, ...]:
+    kept: Iterable[Message] = (message for message in messages[:start] if message.role == "system")
+    return (*kept, *messages[start:])

@@ -1,0 +1,35 @@
+"""What a body asks for, checked and in our own nouns."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evergreen.records import Message, Sampling
+from evergreen.serve.schemas import EvergreenOptions
+
+Kind = Literal["chat", "completion", "generate"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One body as it will be run: `messages` (chat) or `prompts`, each with `n` choices."""
+
+    kind: Kind
+    model: str = ""  # as the client names it; "" is the server's own choice
+    lora: str = ""  # lora_request's name
+    messages: tuple[Message, ...] = ()
+    tools: tuple[dict, ...] = ()  # function objects that the model is shown
+    must_call: bool = False  # the answer is one tool call, by a grammar
+    prompts: tuple[str | tuple[int, ...], ...] = ()
+    sampling: Sampling = Sampling()  # max_new_tokens 0: as many as the context has room for
+    n: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    echo: bool = False
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = True
+    template_variables: dict[str, Any] = field(default_factory=dict)
+    user: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    cache_salt: str = ""  # narrows the tenant of the prefix cache
+    priority: int = 0
+    evergreen: EvergreenOptions | None = None  # the app refuses what it has no knowledge base for
