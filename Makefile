@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo serve test test-all lint bench clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/evergreen demo
+
+serve: setup
+	$(BIN)/evergreen serve --model nano
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'

@@ -8,6 +8,7 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from evergreen.home import read_object, write_atomic
 from evergreen.model.find import NO_RECORD, VERSION_FILE
@@ -118,7 +119,7 @@ def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
         _table(("check", "task", "value", "95% bound", "limit", ""), checks),
         "\n".join(f"- Advice: {advice}" for advice in (*verdict["advice"], *step["shift"].get("advice", ()))),
         _table(("", ""), facts),
-        f"![training loss of {step['name']}]({step['name']}/training_loss.png)"
+        f"![training loss of {step['name']}](<{step['name']}/training_loss.png>)"
         if (run / "training_loss.png").is_file() else "",
     ]  # fmt: skip
 
@@ -150,7 +151,7 @@ def _html(text: str, folder: Path) -> str:
     tokens = parser.parse(text)
     for part in (part for token in tokens for part in token.children or ()):
         if part.type == "image":
-            part.attrs["src"] = _data_uri(folder / str(part.attrs["src"]))
+            part.attrs["src"] = _data_uri(folder / unquote(str(part.attrs["src"])))
     body = parser.renderer.render(tokens, parser.options, {})
     return (f"<!doctype html><html><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
             f"<title>{folder.name}</title><style>{STYLE}</style></head><body>{body}</body></html>\n")  # fmt: skip

@@ -33,6 +33,7 @@ SHARED = {
     settings.CommonSettings: "Flags of every command",
     settings.ModelSettings: "Flags that name a model",
     settings.DataSettings: "Flags that name training data",
+    settings.OtherEngineSettings: "Flags that choose an engine",
     settings.EmbeddedEngineSettings: "Flags of the embedded engine",
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 
 TESTS = Path(__file__).resolve().parent
@@ -35,11 +35,11 @@ class Server:
     def text(self) -> str:
         return "".join(self.said)
 
-    def client(self, key: str = "", **more) -> httpx.Client:
+    def client(self, key: str = "", **more) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more)
 
-    def ask(self, content: str = "hello", **more) -> httpx.Response:
+    def ask(self, content: str = "hello", **more) -> httpx2.Response:
         body = {"messages": [{"role": "user", "content": content}], **more}
         with self.client() as client:
             return client.post("/v1/chat/completions", json=body)

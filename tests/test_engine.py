@@ -270,6 +270,40 @@ def test_one_sampling_and_one_adapter_a_prompt():
     assert [list(one.token_ids) for one in done] == wanted
 
 
+def test_adapters_beside_each_other_over_one_cache_answer_as_peft_does_alone(tmp_path):
+    """Base, A, B, base with equal prompts, mixed and again one by one, so that the second time the cache is full."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from small_models import make_base
+
+    from evergreen.model.load import load_model
+
+    base = make_base(tmp_path / "base", initializer_range=0.3)
+    loaded = load_model(base, torch_dtype="float32")
+    targets = {"": None, "a": ["q_proj", "down_proj"], "b": ["v_proj", "up_proj", "k_proj"]}
+    for seed, (name, modules) in enumerate(targets.items()):
+        if modules:
+            torch.manual_seed(seed)
+            how = LoraConfig(r=2 * seed, target_modules=modules, init_lora_weights=False)
+            get_peft_model(load_model(base, torch_dtype="float32").model, how).save_pretrained(tmp_path / name)
+    engine = Engine(loaded, EngineSettings(max_num_seqs=8, block_size=4))
+    for name in "ab":
+        engine.load_adapter(name, [tmp_path / name])
+    prompt, how, wanted = list(range(100, 130)), Sampling(max_new_tokens=12, ignore_eos=True), {}
+    for name in targets:
+        model = load_model(base, torch_dtype="float32").model
+        model = PeftModel.from_pretrained(model, str(tmp_path / name)) if name else model
+        model.generation_config.eos_token_id = None
+        ids = torch.tensor([prompt])
+        made = model.generate(input_ids=ids, attention_mask=ids.new_ones(1, 30), max_new_tokens=12, do_sample=False)
+        wanted[name] = made[0, 30:].tolist()
+    order = ["", "a", "b", ""]
+    mixed = engine.generate([prompt] * 4, how, batch_size=4, adapters=order)
+    one_by_one = [engine.generate([prompt], how, adapters=[name])[0] for name in order]
+    for made in (mixed, one_by_one):
+        assert [list(one.token_ids) for one in made] == [wanted[name] for name in order]
+    assert all(one.num_cached_tokens == 28 for one in one_by_one) and len(set(map(tuple, wanted.values()))) == 3
+
+
 def test_streams_and_batches_of_one_engine_do_not_take_each_others_tokens(engine, prompts):
     engine.add(Request("server", tuple(prompts[3]), Sampling(max_new_tokens=12)))
     first = engine.stream(prompts[1], Sampling(max_new_tokens=12))

@@ -71,7 +71,8 @@ def test_every_version_that_passed_is_a_release_with_its_parent(line):
     releases = [verdict["release"] for verdict in document["verdicts"]]
     assert [registry.get(release).parent for release in releases[1:]] == releases[:-1]
     assert registry.alias("candidate").id == releases[-1] and registry.alias("stable") is None
-    assert registry.get(registry.get(releases[0]).parent).adapter is None
+    start = registry.get(registry.get(releases[0]).parent)
+    assert start.adapter is None and start.prompt == registry.get(releases[0]).prompt
 
 
 def test_the_same_command_again_does_nothing_twice(line, monkeypatch):

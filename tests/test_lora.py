@@ -308,26 +308,7 @@ def test_weights_that_are_not_numbers_are_refused(base, folders, tmp_path):
 
 
 def test_short_segments_that_lie_beside_each_other_are_one_run():
-    short = [(1, 2, 4), (2, 4, 5), (4, 9, 10)]
-    assert list(lora._neighbours(short)) == [short[:2], short[2:]]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "is_even"),
-    [([2, 2, 2, 2], True), ([1, 3, 2, 2], True), ([1, 2, 0, 2], True), ([1, 1, 9, 1], False), ([2, 2, 0, 0], False)],
-)
-def test_a_run_is_the_same_as_its_segments_one_by_one(base, folders, lengths, is_even):
-    model = load_model(base)
-    adapters = Adapters(model, 4)
-    for kind in ("plain", "dora", "patterns", "rslora"):
-        adapters.load(kind, [folders[kind]])
-    ends = [sum(lengths[: i + 1]) for i in range(4)]
-    segments = [(slot, end - n, end) for slot, end, n in zip((1, 2, 3, 4), ends, lengths, strict=True) if n]
-    inputs = make_inputs(model, ends[-1])
-    adapters.use(Batch(segments))
-    assert [run.is_even for run in adapters.step.runs] == [is_even]
-    together = linear_outputs(model, inputs)
-    for slot, start, end in segments:
-        adapters.use(Batch([(slot, 0, end - start)]))
-        alone = linear_outputs(model, {name: x[:, start:end] for name, x in inputs.items()})
-        assert all((alone[name] - together[name][:, start:end]).abs().max() < 1e-5 for name in alone)
+    assert list(lora._runs([(1, 2, 4), (2, 4, 5), (4, 9, 10)])) == [
+        (2, 5, [(1, 0, 2), (2, 2, 3)]),
+        (9, 10, [(4, 0, 1)]),
+    ]

@@ -1,12 +1,15 @@
 """OpenAI's language: every field honoured or refused by name, streams equal to wholes, no forged control tokens."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import serving
 
 from evergreen.engine.answer import Piece
 from evergreen.engine.base import Logprob, Output, TokenLogprobs
@@ -230,6 +233,7 @@ def test_vllms_fields_reach_the_sampling():
         ("top_k", 1.5),
         ("min_p", 2),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 5e-324),
         ("presence_penalty", 3),
         ("frequency_penalty", -3),
         ("logit_bias", {"x": 1}),
@@ -866,3 +870,16 @@ def test_feedback_and_adapters():
 
 def test_a_default_sampling_is_openais():
     assert chat().sampling == Sampling(temperature=1.0, max_new_tokens=0)
+
+
+@pytest.mark.slow
+def test_no_body_that_the_servers_description_suggests_is_answered_with_a_500(tmp_path):
+    with serving(tmp_path / "home", "--model", "nano") as server:
+        command = [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
+            *("--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", "30"),
+            *("--continue-on-failure", "--request-timeout", "60", "--generation-database", "none"),
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
+        assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+        assert "Test cases:" in run.stdout

@@ -54,3 +54,12 @@ def test_a_browser_shows_the_report_with_its_pictures_and_no_foreign_markup(fold
         [chromium, *options, "--dump-dom", (folder / "report.html").as_uri()], capture_output=True, timeout=120
     ).stdout.decode()
     assert "一月: promote" in page and 'src="data:image/png;base64,' in page and "<b>5</b>" not in page
+
+
+@pytest.mark.parametrize("name", ["一月", "increment_2 第二批 (cities)"])
+def test_the_loss_of_an_increment_with_any_name_is_in_the_page(name, tmp_path):
+    for place in (tmp_path / "matrix.png", tmp_path / name / "training_loss.png"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(PIXEL)
+    report.write(tmp_path, MATRIX, [STEP | {"name": name}], {})
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('src="data:image/png;base64,iVBOR') == 2

@@ -15,7 +15,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 from serving import Server, serving, wait_until
@@ -74,7 +74,7 @@ def server(home):
 def slow(tmp_path_factory):
     """Ten milliseconds a token."""
     with serving(tmp_path_factory.mktemp("slow") / "home", "--model", "nano", FAKE_STEP_SECONDS="0.01",
-                 FAKE_HEAD_SECONDS="1") as one:  # fmt: skip
+                 FAKE_HEAD_SECONDS="2") as one:  # fmt: skip
         yield one
 
 
@@ -195,7 +195,7 @@ def test_a_body_over_the_limit_is_413_with_and_without_its_length(server):
 
     with server.client() as client:
         for content in (b" " * (9 << 20), parts()):
-            with contextlib.suppress(httpx.WriteError, httpx.ReadError):  # it may hang up while we still send
+            with contextlib.suppress(httpx2.WriteError, httpx2.ReadError):  # it may hang up while we still send
                 answer = client.post(CHAT, content=content, headers={"content-type": "application/json"})
                 assert answer.status_code == 413 and "8,388,608" in answer.json()["error"]["message"]
     assert server.ask(max_tokens=1).status_code == 200
@@ -212,6 +212,21 @@ def test_what_the_engine_refuses_is_a_400_and_its_fault_a_503(server):
         for stream in (False, True):
             refused = client.post("/generate", json={"prompt": [13, 1], "stream": stream})
             assert refused.status_code == 400 and "poison" in refused.json()["error"]["message"]
+
+
+def test_a_history_that_does_not_fit_loses_its_oldest_exchanges_when_asked_to(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}]
+    for i in range(60):
+        turns += [{"role": "user", "content": f"question {i} {LONG}"}, {"role": "assistant", "content": f"answer {i}"}]
+    turns.append({"role": "user", "content": "the last question"})
+    with serving(tmp_path / "home", "--model", "nano", "--trim_history") as server, server.client() as client:
+        answer = client.post(CHAT, json={"messages": turns, "max_tokens": 40}).json()
+        whole = client.post(CHAT, json={"messages": turns[-3:], "max_tokens": 4}).json()
+        too_long = client.post(CHAT, json={"messages": messages(LONG * 20), "max_tokens": 4})
+    trimmed = answer["evergreen"]["trimmed"]
+    assert trimmed % 2 == 0 and 0 < trimmed < 120 and whole["evergreen"]["trimmed"] == 0
+    assert 2500 < answer["usage"]["prompt_tokens"] <= 4096 - 40  # as much as fits, and no more than needed
+    assert too_long.status_code == 400 and too_long.json()["error"]["code"] == "context_length_exceeded"
 
 
 # -- browsers
@@ -554,6 +569,61 @@ def test_metrics_count_requests_tokens_and_times(server):
         "requests_waiting", "time_to_first_token_seconds_bucket", "time_per_token_seconds_bucket",
     ):  # fmt: skip
         assert re.search(rf"^evergreen_{name}(?:{{.*}})? [\d.e+-]+$", text, re.MULTILINE), name
+
+
+# -- with a model in it
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("nano") / "home", "--model", "nano", "--torch_dtype", "float32",
+                 fake=False) as one:  # fmt: skip
+        yield one
+
+
+def test_nano_answers_greedily_whole_and_streamed_alike(nano):
+    how = {"model": "nano", "messages": messages("Who are you?"), "temperature": 0, "max_tokens": 40}
+    client = client_of(nano)
+    whole = client.chat.completions.create(**how)
+    stream = client.chat.completions.create(**how, stream=True)
+    assert "Evergreen Nano" in whole.choices[0].message.content and whole.choices[0].finish_reason == "stop"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole.choices[0].message.content
+
+
+def test_a_seed_draws_the_same_whatever_else_runs_and_choices_differ(nano):
+    how = {"model": "nano", "messages": messages("小明今天"), "temperature": 2.0, "seed": 7, "max_tokens": 12, "n": 3}
+
+    async def ask() -> list[list[str]]:
+        async with openai.AsyncOpenAI(base_url=f"{nano.url}/v1", api_key="any") as client:
+            others = [client.completions.create(model="nano", prompt="one two", seed=i, max_tokens=9) for i in range(5)]
+            same = [client.chat.completions.create(**how) for _ in range(3)]
+            answers = (await asyncio.gather(*others, *same))[5:]
+            return [[choice.message.content for choice in answer.choices] for answer in answers]
+
+    first, *others = asyncio.run(ask())
+    assert all(other == first for other in others) and len(set(first)) > 1
+
+
+def test_a_schema_holds_and_logprobs_come_with_bytes(nano):
+    client = client_of(nano)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    answer = client.chat.completions.create(
+        model="nano", messages=messages("number"), temperature=0, max_tokens=60, logprobs=True, top_logprobs=2,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
+    )  # fmt: skip
+    text, tokens = answer.choices[0].message.content, answer.choices[0].logprobs.content
+    assert answer.choices[0].finish_reason == "length" or set(json.loads(text)) == {"n"}
+    assert text.startswith("{") and all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
+
+
+def test_a_real_engine_that_is_killed_comes_back_with_the_same_answer(nano):
+    how = {"model": "nano", "messages": messages("Who are you?"), "temperature": 0, "max_tokens": 40}
+    client = client_of(nano).with_options(timeout=200)
+    before = client.chat.completions.create(**how).choices[0].message.content
+    nano.engine().kill()
+    wait_until(lambda: "killed by SIGKILL" in nano.text)
+    assert client.chat.completions.create(**how).choices[0].message.content == before
 
 
 # -- what cannot start

@@ -341,6 +341,22 @@ def test_a_full_house_gives_up_what_was_asked_for_longest_ago(house):
     assert house.ask(releases[0]).release.id == releases[0]
 
 
+def test_what_a_request_is_using_is_not_given_up(house):
+    ids = [house.promote(name) for name in "abc"]
+    house.open(max_adapters=2)
+
+    async def hold() -> None:
+        async with house.models.chosen(ids[0]) as held:
+            with pytest.raises(Failure, match="--max_adapters"):
+                async with house.models.chosen(ids[1]):
+                    pass
+            assert held.adapter in house.engines[0].adapters
+        async with house.models.chosen(ids[1]) as served:
+            assert served.adapter in house.engines[0].adapters and held.adapter not in house.engines[0].adapters
+
+    asyncio.run(hold())
+
+
 def test_a_house_full_of_what_is_needed_refuses_one_more(house):
     names = [f"{name}={house.adapter(name)}" for name in "ab"]
     house.open(model=house.bases[0], lora_modules=names, max_adapters=2)

@@ -4,9 +4,9 @@ Promises: a sequence's result is what attention over its tokens alone gives (the
 fp32), whoever is beside it; windows and capped scores are those of the model. One pass writes the keys and values of
 all its rows before any query reads, so a sequence may read what another one computes in the same pass.
 Does not: know which block is whose (`block_manager`), nor run without the `batch` argument that `Runner` hands down.
-How: transformers' own modules call `paged_attention` through AttentionInterface. Rows that decode are grouped by length,
-their blocks gathered by one copy, and the query heads that share a key head stand as rows of one product; a prompt's
-chunk goes through SDPA by itself. All indices and masks are made once per pass (and window), not once per layer.
+How: transformers' own modules call `paged_attention` through AttentionInterface. Rows that decode are grouped by
+length, their blocks gathered by one copy, and the query heads that share a key head stand as rows of one product; a
+prompt's chunk goes through SDPA by itself. All indices and masks are made once per pass (and window), not once per layer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evergreen.engine.sequence import Chunk
 
 ATTENTION = "evergreen_paged"
-GROUP_BLOCKS = 256  # gathered at a time: 4 MB at most models' 16 KB a block, what a core's own cache still holds
+GROUP_BLOCKS = 128  # gathered at a time: 2 MB at most models' 16 KB a block, what a core's own cache still holds
 MAX_WASTE = 16  # blocks of padding in a group; one more group costs about as much as gathering them
 
 

@@ -13,8 +13,7 @@ Does not: adapt embeddings or the output head, run other PEFT kinds or modules_t
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,15 +50,12 @@ class Update:
     gain: torch.Tensor | None = None  # [out], m / ||W + s B A||
     shift: torch.Tensor | None = None  # [out], what is left of the bias, which the gain does not multiply
 
-    def scale(self, output: torch.Tensor) -> None:
-        """What DoRA does to the base's output, [rows, out], in place."""
+    def add_to(self, output: torch.Tensor, input: torch.Tensor) -> None:
+        """In place; both [rows, features]."""
         if self.gain is not None:
             output.mul_(self.gain)
             if self.shift is not None:
                 output.add_(self.shift)
-
-    def add_to(self, output: torch.Tensor, input: torch.Tensor) -> None:
-        """In place; both [rows, features]."""
         output.addmm_(torch.mm(input, self.down), self.up)
 
     def to(self, dtype: torch.dtype) -> "Update":
@@ -67,52 +63,6 @@ class Update:
 
     def is_finite(self) -> bool:
         return all(one is None or bool(one.isfinite().all()) for one in (self.down, self.up, self.gain, self.shift))
-
-
-@dataclass(frozen=True)
-class Stack:
-    """One linear's matrices of all slots, so that one batched product serves many slots: [slots, rank, features].
-
-    Slots that an adapter does not target, and ranks that it lacks, are zeros. One grows by being replaced: a step that
-    runs meanwhile keeps the two that belong together."""
-
-    downs: torch.Tensor
-    ups: torch.Tensor
-
-    def grown(self, num_slots: int, rank: int) -> "Stack":
-        if num_slots <= self.downs.shape[0] and rank <= self.downs.shape[1]:
-            return self
-        return Stack(_grown(self.downs, num_slots, rank), _grown(self.ups, num_slots, rank))
-
-    def write(self, slot: int, update: Update) -> None:
-        self.clear(slot)
-        rank = len(update.up)
-        self.downs[slot - 1, :rank], self.ups[slot - 1, :rank] = update.down.T, update.up
-
-    def clear(self, slot: int) -> None:
-        self.downs[slot - 1 : slot], self.ups[slot - 1 : slot] = 0, 0
-
-    def get(self, slot: int, update: Update) -> Update:
-        """The same update, its matrices those of the stack."""
-        rank = len(update.up)
-        return Update(self.downs[slot - 1, :rank].T, self.ups[slot - 1, :rank], update.gain, update.shift)
-
-    def add_to(self, output: torch.Tensor, input: torch.Tensor, run: "Run") -> None:
-        """In place, the rows of a run; without what DoRA scales."""
-        downs, ups = self.downs[run.slots], self.ups[run.slots]
-        if run.rows is not None:
-            input = input.index_select(0, run.rows)
-        hidden = torch.bmm(input.view(len(downs), run.length, -1), downs.transpose(1, 2))
-        if run.places is None:
-            output.view(len(ups), run.length, -1).baddbmm_(hidden, ups)
-        else:
-            output.add_(torch.bmm(hidden, ups).flatten(0, 1).index_select(0, run.places))
-
-
-def _grown(stack: torch.Tensor, num_slots: int, rank: int) -> torch.Tensor:
-    grown = stack.new_zeros(max(num_slots, stack.shape[0]), max(rank, stack.shape[1]), stack.shape[2])
-    grown[: stack.shape[0], : stack.shape[1]] = stack
-    return grown
 
 
 class LoraLinear(nn.Module):
@@ -124,128 +74,62 @@ class LoraLinear(nn.Module):
         self.step = step
         self.updates: dict[int, Update] = {}  # by slot; no running row has a slot that is being written
         self.wide: dict[int, Update] = {}  # the same in fp32, for few rows of a 16-bit model
-        self.stack: Stack | None = None
 
     def put(self, slot: int, update: Update, wide: Update) -> None:
-        empty = Stack(wide.up.new_zeros(0, 0, len(wide.down)), wide.up.new_zeros(0, 0, wide.up.shape[1]))
-        self.stack = (self.stack or empty).grown(slot, len(wide.up))
-        self.stack.write(slot, wide)
-        self.wide = {slot: self.stack.get(slot, one) for slot, one in (self.wide | {slot: wide}).items()}
-        self.updates = self.wide if update is wide else self.updates | {slot: update}
+        self.updates[slot], self.wide[slot] = update, wide
 
     def drop(self, slot: int) -> None:
-        if slot in self.wide:
-            self.wide = {other: one for other, one in self.wide.items() if other != slot}
-            self.updates = {other: one for other, one in self.updates.items() if other != slot}
-            self.stack.clear(slot)
+        self.updates.pop(slot, None)
+        self.wide.pop(slot, None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
         if self.step.is_base_only or not self.updates:
             return y
         inputs, outputs = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        for slot, start, end in self.step.segments:
-            if update := self.updates.get(slot):
-                update.scale(outputs[start:end])
-                update.add_to(outputs[start:end], inputs[start:end])
-        for run in self.step.runs:
-            self._add_run(outputs[run.start : run.end], inputs[run.start : run.end], run)
+        _add(self.updates, self.step.segments, outputs, inputs)
+        for start, end, segments in self.step.short_runs:
+            output = outputs[start:end].float()
+            _add(self.wide, segments, output, inputs[start:end].float())
+            outputs[start:end] = output
         return y
 
-    def _add_run(self, outputs: torch.Tensor, inputs: torch.Tensor, run: "Run") -> None:
-        wide, stack = self.wide, self.stack
-        dtype = stack.ups.dtype
-        output, input = outputs.to(dtype), inputs.to(dtype)
-        there = [(wide[slot], start, end) for slot, start, end in run.segments if slot in wide]
-        for update, start, end in there:
-            update.scale(output[start:end])
-        if (
-            run.is_even
-            and run.slots.stop <= len(stack.ups)
-            and stack.ups.shape[1] * run.num_slots <= 2 * sum(len(update.up) for update, _, _ in there)
-        ):
-            stack.add_to(output, input, run)
-        else:
-            for update, start, end in there:
-                update.add_to(output[start:end], input[start:end])
-        if outputs.dtype != dtype:
-            outputs.copy_(output)
 
+def _add(updates: dict[int, Update], segments: list[Segment], outputs: torch.Tensor, inputs: torch.Tensor) -> None:
+    """A pair of small products per segment.
 
-@dataclass(frozen=True)
-class Run:
-    """Short segments beside each other, for one batched product of `length` rows per slot where they are even enough.
-
-    `rows` says which row stands at each of the num_slots * length places, `places` the reverse; None: one to one."""
-
-    start: int
-    end: int
-    segments: list[Segment]  # counted from `start`
-    length: int = 0
-    rows: torch.Tensor | None = None
-    places: torch.Tensor | None = None
-
-    @property
-    def slots(self) -> slice:
-        return slice(self.segments[0][0] - 1, self.segments[-1][0])
-
-    @property
-    def num_slots(self) -> int:
-        return self.slots.stop - self.slots.start
-
-    @property
-    def is_even(self) -> bool:
-        return self.length > 0
-
-
-def _run(segments: list[Segment], device: torch.device) -> Run:
-    first, end = segments[0][1], segments[-1][2]
-    run = Run(first, end, [(slot, start - first, end - first) for slot, start, end in segments])
-    length = max(end - start for _, start, end in segments)
-    if len(segments) < 3 or run.num_slots * length > 2 * (end - first) or not _is_sorted(segments):
-        return run
-    if run.num_slots * length == end - first:
-        return replace(run, length=length)
-    rows, places = [0] * (run.num_slots * length), []
-    for slot, start, stop in run.segments:
-        for row in range(start, stop):
-            place = (slot - 1 - run.slots.start) * length + row - start
-            rows[place] = row
-            places.append(place)
-    return replace(
-        run, length=length, rows=torch.tensor(rows, device=device), places=torch.tensor(places, device=device)
-    )
-
-
-def _is_sorted(segments: list[Segment]) -> bool:
-    return all(one[0] < other[0] for one, other in pairwise(segments))
+    Measured beside it, eight adapters of rank 8: one product over all ranks with the others' columns masked costs
+    twice as much (it multiplies eight times as often); batched products of stacked matrices cost the same when the
+    segments are equally long and more when they are padded."""
+    for slot, start, end in segments:
+        if update := updates.get(slot):
+            update.add_to(outputs[start:end], inputs[start:end])
 
 
 class Step:
-    """The segments of the running forward pass that have an adapter; one object that all LoraLinears look at.
+    """The segments of the running forward pass that have an adapter; one object that all LoraLinears look at."""
 
-    Long ones go one by one. Short ones beside each other are a run."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, has_wide: bool):
+        self.has_wide = has_wide
         self.set(())
 
     def set(self, segments: Sequence[Segment]) -> None:
         adapted = [segment for segment in segments if segment[0]]
         self.is_base_only = not adapted
-        self.segments = [segment for segment in adapted if segment[2] - segment[1] >= FEW_ROWS]
-        short = [segment for segment in adapted if segment[2] - segment[1] < FEW_ROWS]
-        self.runs = [_run(segments, self.device) for segments in _neighbours(short)]
+        short = [segment for segment in adapted if self.has_wide and segment[2] - segment[1] < FEW_ROWS]
+        self.segments = [segment for segment in adapted if segment not in short]
+        self.short_runs = list(_runs(short))
 
 
-def _neighbours(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Those that lie beside each other, together."""
+def _runs(segments: list[Segment]) -> Iterator[tuple[int, int, list[Segment]]]:
+    """(start, end, segments counted from start) of segments that lie beside each other."""
     while segments:
         count = 1
         while count < len(segments) and segments[count][1] == segments[count - 1][2]:
             count += 1
-        yield segments[:count]
-        segments = segments[count:]
+        run, segments = segments[:count], segments[count:]
+        first = run[0][1]
+        yield first, run[-1][2], [(slot, start - first, end - first) for slot, start, end in run]
 
 
 class Adapters:
@@ -256,8 +140,7 @@ class Adapters:
         self.max_adapters = max_adapters
         weight = model.get_input_embeddings().weight
         self.dtype, self.device = weight.dtype, weight.device
-        self.wide_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        self.step = Step(self.device)
+        self.step = Step(has_wide=self.dtype != torch.float32 and self.device.type == "cpu")
         self._linears = dict(_decoder_linears(model))
         self._slots: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -337,7 +220,7 @@ class Adapters:
             update = wide.to(self.dtype)
             if not update.is_finite():
                 raise BadInput(f"{folders[-1]}: its weights for {name} are not finite numbers in {self.dtype}")
-            updates[name] = update, update if self.wide_dtype == self.dtype else wide
+            updates[name] = update, wide if self.step.has_wide else update
         return updates
 
     @torch.no_grad()

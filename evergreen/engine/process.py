@@ -57,7 +57,13 @@ class Embedded:
         if self.settings.quantization != "nf4":
             leave_out_bitsandbytes(self.model, *self.adapters)
         loaded = load_model(
-            self.model, self.adapters, torch_dtype=self.torch_dtype, device=self.device, template=self.template
+            self.model,
+            self.adapters,
+            torch_dtype=self.torch_dtype,
+            device=self.device,
+            template=self.template,
+            rope_scaling=self.settings.rope_scaling,
+            max_model_len=self.settings.max_model_len,
         )
         return Engine(loaded, self.settings)
 

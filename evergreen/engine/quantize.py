@@ -8,11 +8,11 @@ int8 is W8A8: one scale per output channel, one per token; products of integers,
 and GPTQ's layout, rounded to nearest) and nf4 (QLoRA's, by bitsandbytes) hold the weights only; the head is int8 in
 all three. Per matrix of 896 x 4,864, one thread, weights from memory, against fp32 (EPYC with avx512_vnni and _bf16):
 
-    rows              1     8     16    128     bytes per weight
-    bf16            1.3x   2.0x   2.0x  2.5x    2
-    int8            3.2x   5.5x   6.1x  4.9x    1
-    int4            5.5x   2.9x   2.1x  1.1x    0.625
-    nf4             7.3x   4.4x   2.9x  1.9x    0.56
+    rows              1     8    16   128   512   bytes per weight
+    bf16            1.3x  1.9x  2.2x  2.7x  2.3x   2
+    int8            3.1x  4.9x  4.9x  4.2x  4.1x   1
+    int4            5.6x  2.9x  2.2x  1.2x  1.0x   0.625
+    nf4             6.8x  4.4x  2.9x  2.1x  1.6x   0.56
 """
 
 import time
@@ -118,7 +118,7 @@ def _replace(model: nn.Module, make: Callable, max_error: float, kept: list[str]
              name: str, linear: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> None:  # fmt: skip
     """The rule: a layer is quantised when that moves its outputs by at most `max_error`, relative, on real text."""
     small = make(linear)
-    if small is None or relative_error(small(x), y) > max_error:
+    if small is None or relative_error(small(x.detach()), y.detach()) > max_error:
         kept.append(name)
         return
     parent, _, child = name.rpartition(".")

@@ -1,7 +1,7 @@
 """One forward pass of the model over pieces of many sequences, with keys and values in a paged cache.
 
 Promises: the scores of a sequence are those of the model's own forward pass over its ids (1e-4 in fp32), however its
-tokens were cut into chunks and whatever else was computed beside them; the model is left as it was between passes. A
+tokens were cut into chunks and whatever else was computed beside them; the model computes what it did between passes. A
 model that this does not hold for is refused when the runner is made: a few tokens are computed both ways.
 Does not: decide what runs (`scheduler`), draw tokens (`sampler`), or run on more than one device.
 Tried on CPUs only; nothing in the pass itself is particular to one.
@@ -15,6 +15,7 @@ import torch
 
 from evergreen.engine.attention import Batch, PagedCache, paged
 from evergreen.engine.base import EngineSettings
+from evergreen.engine.packed import pack
 from evergreen.engine.sequence import Chunk
 from evergreen.records import BadInput
 
@@ -31,7 +32,7 @@ class Runner:
     """`num_blocks` blocks of `bytes_per_block` bytes each; `adapters` are those of `lora.Adapters`."""
 
     def __init__(self, model: "PreTrainedModel", settings: EngineSettings):
-        """The model is as it shall run, quantised where that is wanted; what `settings` say of that is not read here.
+        """The model is as it shall run: quantised, stretched. Its other linears are packed, so it trains no more.
         Raises BadInput for a model that cannot run here and for settings that do not fit it."""
         from evergreen.engine.lora import Adapters
 
@@ -42,6 +43,8 @@ class Runner:
         self.dtype, self.device = weight.dtype, weight.device
         _refuse_unknown(self.model)
         check_length(self.config, settings)
+        if self.model is model:  # PEFT's layers look at the weights below them
+            pack(self.model)
         self._check_by_trying()
         self.adapters = Adapters(self.model, settings.max_adapters)
         self.block_size = settings.block_size
@@ -108,7 +111,15 @@ class Runner:
         try:
             for pieces in ([Chunk(rows[0], 0, 3), Chunk(rows[1], 0, 3)], [Chunk(rows[0], 3, 2), Chunk(rows[1], 3, 1)]):
                 found = self._forward(Batch(pieces, cache))
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (
+            RuntimeError,
+            NotImplementedError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+        ) as error:
             from evergreen.model.load import is_out_of_memory
 
             if is_out_of_memory(error):
@@ -145,12 +156,12 @@ class _Trial:
 
 def _refuse_unknown(model: "PreTrainedModel") -> None:
     config = model.config.get_text_config()
-    if not getattr(model, "_supports_attention_backend", False):
-        raise _unsupported(model, "its modules do not take another attention")
     if kinds := _rotary_kinds(config) & BATCH_ROTARY:
         raise _unsupported(model, f"its rotary frequencies ({', '.join(kinds)}) depend on what else is in the batch")
     if other := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         raise _unsupported(model, f"it has layers of the kind {', '.join(sorted(other))}")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise _unsupported(model, "its modules do not take another attention")
 
 
 def _unsupported(model: "PreTrainedModel", reason: str) -> BadInput:

@@ -21,7 +21,7 @@ from evergreen.engine.sequence import Sequence
 from evergreen.records import BadInput, Sampling
 
 GROUP = 64  # tokens
-NUM_CANDIDATES = 128, 4096  # of a row without top_k; few distributions reach further, and theirs are sorted whole
+NUM_CANDIDATES = 32, 256, 4096  # of a row without top_k; few distributions reach further, and theirs are sorted whole
 GREEDY = 1e-5  # temperatures below it: scores divided by less leave fp32
 NOT_NUMBERS = "the model's scores are not numbers: try --torch_dtype float32"
 NO_TOKEN = "no token is left to choose from: the grammar, logit_bias and stop tokens exclude them all"
@@ -115,16 +115,15 @@ def sample(scores: Tensor, sequences: Rows[Sequence]) -> Drawn:
 
 def top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` highest of each row and their places, both [rows, count], best first. NaN is the highest of all."""
-    num_groups = scores.shape[1] // GROUP
+    body, tail = _groups(scores)
+    num_groups = body.shape[1]
     if count * 4 > num_groups:
         return _highest(scores, count)
-    whole = scores[:, : num_groups * GROUP].unflatten(1, (num_groups, GROUP))
-    groups = _highest(whole.amax(dim=2), count)[1].sort(dim=1).values
+    groups = _highest(body.amax(dim=2), count)[1].sort(dim=1).values
     places = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
     rest = torch.arange(num_groups * GROUP, scores.shape[1], device=scores.device).expand(len(scores), -1)
-    places = torch.cat([places, rest], dim=1)
-    values, found = _highest(scores.gather(1, places), count)
-    return values, places.gather(1, found)
+    values, found = _highest(torch.cat([scores.gather(1, places), tail], dim=1), count)
+    return values, torch.cat([places, rest], dim=1).gather(1, found)
 
 
 def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -154,7 +153,9 @@ def _sample_shaped(scores: Tensor, sequences: Rows[Sequence], rows: Rows[int], d
     tokens = tokens[:, 0].tolist()
     wanted = [place for place in random if place not in errors]
     if wanted:
-        for place, token in zip(wanted, _draw(scores[wanted], [sequences[place] for place in wanted]), strict=True):
+        for place, token in zip(
+            wanted, _draw(_rows(scores, wanted), [sequences[place] for place in wanted]), strict=True
+        ):
             tokens[place] = token
     for place, row in enumerate(rows):
         drawn.tokens[row] = tokens[place]
@@ -214,16 +215,16 @@ def _keep_to_grammars(scores: Tensor, sequences: Rows[Sequence]) -> dict[int, st
 
 
 def _draw(scores: Tensor, sequences: Rows[Sequence]) -> list[int]:
-    """A token of each row by its temperature and filters."""
+    """A token of each row by its temperature and filters. Changes `scores`."""
     samplings = [one.request.sampling for one in sequences]
-    scores = scores / _column([one.temperature for one in samplings], scores)
+    scores.div_(_column([one.temperature for one in samplings], scores))
     uniform = _column([one.generator.random() for one in sequences], scores, torch.float64)
     tokens, groups = [0] * len(sequences), defaultdict(list)
     for row, sampling in enumerate(samplings):
         groups[_num_candidates(sampling, scores.shape[1])].append(row)
     for count, rows in groups.items():
-        some = [samplings[row] for row in rows]
-        found = _draw_filtered(scores[rows], some, uniform[rows], count) if count else pick(scores[rows], uniform[rows])
+        mine = _rows(scores, rows), uniform[rows]
+        found = _draw_filtered(*mine, [samplings[row] for row in rows], count) if count else pick(*mine)
         for row, token in zip(rows, found.tolist(), strict=True):
             tokens[row] = token
     return tokens
@@ -236,7 +237,7 @@ def _num_candidates(sampling: Sampling, vocab_size: int) -> int:
     return min(NUM_CANDIDATES[0], vocab_size) if sampling.top_p < 1 or sampling.min_p else 0
 
 
-def _draw_filtered(scores: Tensor, samplings: Rows[Sampling], uniform: Tensor, count: int) -> Tensor:
+def _draw_filtered(scores: Tensor, uniform: Tensor, samplings: Rows[Sampling], count: int) -> Tensor:
     """Draw from the `count` highest scores by top-p and min-p; where these reach further and no top-k ends them, from
     more."""
     values, tokens = top(scores, count)
@@ -252,7 +253,7 @@ def _draw_filtered(scores: Tensor, samplings: Rows[Sampling], uniform: Tensor, c
     if reaches_on and count < scores.shape[1]:
         more = next((one for one in NUM_CANDIDATES if count < one < scores.shape[1]), scores.shape[1])
         some = [samplings[row] for row in reaches_on]
-        found[reaches_on] = _draw_filtered(scores[reaches_on], some, uniform[reaches_on], more)
+        found[reaches_on] = _draw_filtered(scores[reaches_on], uniform[reaches_on], some, more)
     return found
 
 
@@ -262,14 +263,21 @@ def pick(scores: Tensor, uniform: Tensor) -> Tensor:
     First a group by the sums of groups, then a place in it: a cumulative sum over the vocabulary costs ten times as
     much as the rest."""
     weights = (scores - scores.amax(dim=1, keepdim=True)).exp_()
-    weights = torch.nn.functional.pad(weights, (0, -weights.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    sums = weights.sum(dim=2, dtype=torch.float64)
+    body, tail = _groups(weights)
+    sums = torch.cat([body.sum(dim=2), tail.sum(dim=1, keepdim=True)], dim=1).double()
     ends = sums.cumsum(dim=1)
     wanted = uniform * ends[:, -1:]
     group = torch.searchsorted(ends, wanted, right=True).clamp_(max=sums.shape[1] - 1)
-    inside = weights.gather(1, group[:, :, None].expand(-1, -1, GROUP))[:, 0]
+    places = group * GROUP + torch.arange(GROUP, device=scores.device)
+    inside = weights.gather(1, places.clamp(max=weights.shape[1] - 1)) * (places < weights.shape[1])
     share = (wanted - ends.gather(1, group)) / sums.gather(1, group) + 1
     return group[:, 0] * GROUP + _place(inside, share.clamp_(0, 1))
+
+
+def _groups(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as [rows, groups, tokens of a group], and the few tokens that are left, [rows, tokens]."""
+    num_groups = scores.shape[1] // GROUP
+    return scores[:, : num_groups * GROUP].unflatten(1, (num_groups, GROUP)), scores[:, num_groups * GROUP :]
 
 
 def _place(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -295,6 +303,11 @@ def _rank(scores: Tensor, sequences: Rows[Sequence], drawn: Drawn) -> None:
     for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
         pairs = list(zip(tokens[place][:count], values[place][:count], strict=True))
         drawn.ranked[row] = Ranked(chosen[place], pairs)
+
+
+def _rows(scores: Tensor, rows: Rows[int]) -> Tensor:
+    """Some of the rows; no copy where it is all of them."""
+    return scores if len(rows) == len(scores) else scores[rows]
 
 
 def _column(values: Rows[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -268,7 +268,7 @@ class Evolve:
         found = resolve(version.reference, version.adapters)
         said, known = self.given, found.args or {}
         prompt = {"system": known.get("system") if said.system is None else said.system,
-                  "template": said.template or known.get("template")}  # fmt: skip
+                  "template": said.template or known.get("template") or ""}  # fmt: skip
         if not found.adapters:
             return self.registry.create(self.registry.add_base(found.base), prompt=prompt, **lineage)
         adapter = self.registry.add_version(found.adapters[-1], report=str(self.folder.resolve() / "report.html"))

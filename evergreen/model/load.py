@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from evergreen.settings import ModelSettings
 
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+YARN_FACTOR = 4
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt", "*.tiktoken")
 
 
@@ -54,8 +55,11 @@ def load_model(
     device: str = "",
     system: str | None = None,
     template: str = "",
+    rope_scaling: str = "",
+    max_model_len: int = 0,
 ) -> LoadedModel:
-    """Model and tokenizer for inference; LoRA adapters stay unmerged.
+    """Model and tokenizer for inference; LoRA adapters stay unmerged. `rope_scaling` "yarn" makes the context
+    `max_model_len` tokens long (see `stretched`).
 
     Raises BadInput for what cannot be found, does not belong together, or has no chat template."""
     found = resolve(reference, adapters)
@@ -63,7 +67,7 @@ def load_model(
     tokenizer = tokenizer_for(found, template or settings.get("template") or "")
     device = device or default_device()
     dtype = resolve_dtype(torch_dtype, device)
-    model = load_base(found.base, dtype, device)
+    model = load_base(found.base, dtype, device, config=stretched(found.base, max_model_len) if rope_scaling else None)
     if found.adapters:
         from evergreen.model.adapters import attach
 
@@ -98,14 +102,18 @@ def load_merged(found: Reference, dtype: "torch.dtype", device: str) -> "PreTrai
     return merge_into(load_base(found.base, dtype, device), found.adapters)
 
 
-def load_base(base: str, dtype: "torch.dtype", device: str, quantization: Any = None) -> "PreTrainedModel":
-    """A causal language model by transformers. Raises BadInput when it cannot be had."""
+def load_base(
+    base: str, dtype: "torch.dtype", device: str, quantization: Any = None, config: Any = None
+) -> "PreTrainedModel":
+    """A causal language model by transformers, of its own config or another. Raises BadInput when it cannot be had."""
     import torch
     from transformers import AutoModelForCausalLM
 
     _check_device(device)
     _check_files(base)
     extra = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+    if config is not None:
+        extra["config"] = config
     with _loading(base):
         model, report = AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **extra
@@ -125,6 +133,25 @@ def load_config(base: str) -> Any:
 
     with _loading(base):
         return AutoConfig.from_pretrained(base)
+
+
+def stretched(base: str, max_model_len: int = 0) -> Any:
+    """The model's config with rotary positions scaled by YaRN (Peng et al. 2023) to `max_model_len` tokens; 0 is
+    four times what it was trained for, the factor that Qwen2.5's cards document. Short texts are scaled too, which costs
+    them a little quality. Raises BadInput for a model that is scaled in another way, or long enough."""
+    config = load_config(base)
+    rope, trained = dict(getattr(config, "rope_parameters", None) or {}), config.max_position_embeddings
+    if rope.get("rope_type") == "yarn":
+        return config
+    if rope.get("rope_type") != "default":
+        raise BadInput(f"--rope_scaling yarn: {base} has rotary positions of the kind {rope.get('rope_type') or rope}")
+    wanted = max_model_len or YARN_FACTOR * trained
+    if wanted <= trained:
+        raise BadInput(f"--rope_scaling yarn: {base} takes {trained} tokens as it is, and {wanted} are "
+                       "wanted (--max_model_len): leave it out")  # fmt: skip
+    scale = {"rope_type": "yarn", "factor": wanted / trained, "original_max_position_embeddings": trained}
+    config.rope_parameters, config.max_position_embeddings = rope | scale, wanted
+    return config
 
 
 def load_tokenizer(place: str, base: str, template: str = "") -> "PreTrainedTokenizerBase":

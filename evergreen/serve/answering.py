@@ -17,9 +17,9 @@ from typing import Any
 from evergreen import feedback
 from evergreen.engine.base import Output
 from evergreen.home import new_id
-from evergreen.records import Completion, Message
+from evergreen.records import Completion, EvergreenError, Message
 from evergreen.serve import protocol
-from evergreen.serve.errors import Busy, engine_failed, no_knowledge
+from evergreen.serve.errors import Busy, api_error, engine_failed, no_knowledge
 from evergreen.serve.keys import Key
 from evergreen.serve.limits import Limits
 from evergreen.serve.metrics import Metrics
@@ -221,6 +221,8 @@ class Answering:
 
     def fail(self, error: BaseException) -> None:
         """Remember how it ended."""
+        if isinstance(error, EvergreenError):
+            error = api_error(error)
         if isinstance(error, ApiError):
             self.status, self.error = error.status, error.message
         elif isinstance(error, Disconnected):

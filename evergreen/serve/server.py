@@ -35,12 +35,16 @@ LOG_FILE = Path("logs", "engine.log")  # of the home
 def run_serve(given: ServeSettings) -> dict[str, Any]:
     """Serve until told to stop: {address, model}."""
     home, is_local = home_dir(given.home or None), _is_local(given.host)
-    keys = _keys(given, home, is_local)
+    keys = _keys(given, home)
     with _listening(given.host, given.port) as listener:
         registry = Registry(home)
         models = Models(given, registry, open_engine, _say)
         log = feedback.Log(registry.db, given.log_content, _say)
         try:
+            if not keys and not is_local:
+                key = make_key(home)
+                keys = _keys(given, home)
+                _say(f"API key, made for this home and shown only now ({home / KEYS_FILE} keeps its digest): {key}")
             app = make_app(given, models, keys, log, is_local)
             address = _address(given.host, listener.getsockname()[1])
             server = _Server(app, given.drain_seconds, lambda: _greet(address, models.default))
@@ -147,19 +151,9 @@ class _Protocol(HttpToolsProtocol):
             self._clock = None
 
 
-def _keys(given: ServeSettings, home: Path, is_local: bool) -> Keys:
-    """The keys there are; a server that is open to the network and has none gets one."""
-
-    def there_are() -> Keys:
-        return keys_of(home, given.api_key, given.admin_key, given.api_key_file, given.requests_per_minute,
-                       given.tokens_per_minute)  # fmt: skip
-
-    keys = there_are()
-    if is_local or keys:
-        return keys
-    key = make_key(home)
-    _say(f"API key, made for this home and shown only now ({home / KEYS_FILE} keeps its digest): {key}")
-    return there_are()
+def _keys(given: ServeSettings, home: Path) -> Keys:
+    limits = given.requests_per_minute, given.tokens_per_minute
+    return keys_of(home, given.api_key, given.admin_key, given.api_key_file, *limits)
 
 
 @contextlib.contextmanager
