@@ -6,7 +6,7 @@ all its rows before any query reads, so a sequence may read what another one com
 Does not: know which block is whose (`block_manager`), nor run without the `batch` argument that `Runner` hands down.
 How: transformers' own modules call `paged_attention` through AttentionInterface. Rows that decode are grouped by
 length, their blocks gathered by one copy, and the query heads that share a key head stand as rows of one product; a
-prompt's chunk goes through SDPA by itself. All indices and masks are made once per pass (and window), not once per layer.
+prompt's chunk goes through SDPA by itself. All indices and masks are made once per pass (and window), not per layer.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -137,8 +137,8 @@ def load_config(base: str) -> Any:
 
 def stretched(base: str, max_model_len: int = 0) -> Any:
     """The model's config with rotary positions scaled by YaRN (Peng et al. 2023) to `max_model_len` tokens; 0 is
-    four times what it was trained for, the factor that Qwen2.5's cards document. Short texts are scaled too, which costs
-    them a little quality. Raises BadInput for a model that is scaled in another way, or long enough."""
+    four times what it was trained for, the factor that Qwen2.5's cards document. Short texts are scaled too, at the
+    cost of a little quality. Raises BadInput for a model that is scaled in another way, or long enough."""
     config = load_config(base)
     rope, trained = dict(getattr(config, "rope_parameters", None) or {}), config.max_position_embeddings
     if rope.get("rope_type") == "yarn":
