@@ -385,11 +385,14 @@ INSERT INTO moves (alias, action, release, reason, forced, "by", at)
   VALUES ('stable', 'promote', 'aaaaaaaa', '', 0, 'a@b', '2026-01-01T00:00:00+00:00');
 INSERT INTO schema_number VALUES (1);
 """
-SECOND_SCHEMA = FIRST_SCHEMA + """
+SECOND_SCHEMA = (
+    FIRST_SCHEMA
+    + """
 ALTER TABLE versions ADD COLUMN pruned VARCHAR;
 ALTER TABLE releases ADD COLUMN pruned VARCHAR;
 UPDATE schema_number SET number = 2;
 """
+)
 OLDER = {1: FIRST_SCHEMA, 2: SECOND_SCHEMA}
 
 

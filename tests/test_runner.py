@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from small_models import make_base
 from transformers import (
     AutoConfig,
@@ -232,6 +233,23 @@ def test_packed_linears_are_those_that_they_replace(monkeypatch):
     rows = rows_of(runner, [3, 21, 40])
     wanted = [alone(plain, row.ids, 10) for row in rows]
     assert decode(runner, rows, 10) == wanted
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_over_packed_linears_give_what_peft_gives(tmp_path, monkeypatch, use_dora):
+    monkeypatch.setattr(packed, "MIN_WEIGHTS", 0)
+    base = make_base(tmp_path / "base", initializer_range=0.3)
+    how = LoraConfig(r=3, target_modules="all-linear", use_dora=use_dora, init_lora_weights=False)
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), how).eval()
+    peft.save_pretrained(tmp_path / "adapter")
+    model = load_model(base, torch_dtype="float32").model
+    runner = Runner(model, SETTINGS)
+    rows = rows_of(runner, [7, 5])
+    rows[0].adapter_slot = runner.adapters.load("digest", [tmp_path / "adapter"])
+    scores = runner.run(whole(rows))
+    torch.testing.assert_close(scores[0], last_scores(peft, rows[0].ids), atol=1e-4, rtol=1e-4)
+    with peft.disable_adapter():
+        torch.testing.assert_close(scores[1], last_scores(peft, rows[1].ids), atol=1e-4, rtol=1e-4)
 
 
 def test_the_cache_takes_the_bytes_it_is_given(qwen):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from evergreen.engine.packed import PackedLinear
 from evergreen.home import digest_of
 from evergreen.model.adapters import LAYER
 from evergreen.records import BadInput
@@ -266,7 +267,7 @@ def _nf4(linear: nn.Linear) -> nn.Module | None:
 def weight_of(linear: nn.Module) -> torch.Tensor:
     """The weight [out, in] that a linear of any kind multiplies by, in fp32; where only its kernel can read it, by its
     outputs for the rows of the identity."""
-    if isinstance(linear, Int8Linear):
+    if isinstance(linear, Int8Linear | PackedLinear):
         return linear.dequantize()
     if isinstance(linear, nn.Linear) and linear.weight.is_floating_point():
         return linear.weight.detach().float()

@@ -46,10 +46,8 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The next pass; empty when there is nothing to do. Blocks for it are allocated."""
         self._make_way()
-        num_preemptions = self.num_preemptions
         chunks = self._decodes()
-        num_tokens = self.max_num_batched_tokens - len(chunks)
-        return chunks + self._prompts(num_tokens, can_start=self.num_preemptions == num_preemptions)
+        return chunks + self._prompts(self.max_num_batched_tokens - len(chunks))
 
     def preempt(self, sequence: Sequence) -> None:
         """Take its blocks; it waits in its old place and keeps what it has said."""
@@ -83,9 +81,9 @@ class Scheduler:
                 self.preempt(self.running[-1])
         return chunks
 
-    def _prompts(self, num_tokens: int, can_start: bool) -> list[Chunk]:
+    def _prompts(self, num_tokens: int) -> list[Chunk]:
         """Chunks of prompts under way and of those that can start, in their order."""
-        chunks, under_way = [], [one for one in self.running if one.num_open_tokens > 1]
+        chunks, under_way, can_start = [], [one for one in self.running if one.num_open_tokens > 1], True
         while num_tokens:
             if can_start and self.waiting and (not under_way or self.waiting[0].order < under_way[0].order):
                 can_start = self._has_place(self.waiting[0])
