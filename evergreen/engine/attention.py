@@ -74,9 +74,10 @@ class Group:
     """Sequences whose queries attend in one call: `rows` of the pass, equally many of each."""
 
     rows: slice | torch.Tensor
-    num_sequences: int
-    blocks: torch.Tensor | None  # [num_sequences * blocks of each]; None: nothing lies before the rows' own tokens
-    mask: torch.Tensor | None  # [num_sequences, rows of each, keys], added to the scores
+    num_sequences: int = 1
+    blocks: torch.Tensor | None = None  # [num_sequences * blocks of each], to be gathered
+    mask: torch.Tensor | None = None  # [num_sequences, rows of each, keys of the blocks], added to the scores
+    num_before: int = 0  # without a mask: tokens in the blocks, all seen by all rows, which see each other causally
 
     @property
     def is_decode(self) -> bool:
@@ -104,26 +105,34 @@ class Batch:
         self.last_rows = self._tensor(
             [first_rows[id(chunk)] + chunk.num_tokens - 1 for chunk in chunks if chunk.is_last]
         )
-        self._groups: dict[int, list[Group]] = {}
+        self._groups: dict[tuple[int, bool], list[Group]] = {}
 
-    def groups(self, window: int | None) -> list[Group]:
-        """How the rows attend in a layer that looks `window` tokens back (None or 0: as far as there are any)."""
-        window = min(filter(None, (window, self.window)), default=0)
-        if window not in self._groups:
-            self._groups[window] = list(self._make_groups(window))
-        return self._groups[window]
+    def groups(self, window: int | None, can_merge: bool) -> list[Group]:
+        """How the rows attend in a layer that looks `window` tokens back (None or 0: as far as there are any).
+        `can_merge`: whether attention over a row's keys can be put together from that over parts of them."""
+        key = min(filter(None, (window, self.window)), default=0), can_merge
+        if key not in self._groups:
+            self._groups[key] = list(self._make_groups(*key))
+        return self._groups[key]
 
-    def _make_groups(self, window: int) -> Iterator[Group]:
+    def _make_groups(self, window: int, can_merge: bool) -> Iterator[Group]:
         decodes = []
         for chunk, row in zip(self.chunks, self.starts, strict=False):
             if chunk.num_tokens == 1:
                 decodes.append((self._needed(chunk, window), row, chunk))
-            elif chunk.start == 0 and (not window or chunk.num_tokens <= window):
-                yield Group(slice(row, row + chunk.num_tokens), 1, None, None)
+            elif (chunk.start == 0 or can_merge) and (not window or chunk.start + chunk.num_tokens <= window):
+                yield self._unmasked(chunk, row)
             else:
                 yield self._group([(self._needed(chunk, window), row, chunk)], window)
         for alike in _alike(sorted(decodes, key=lambda one: (len(one[0]), one[1]))):
             yield self._group(alike, window)
+
+    def _unmasked(self, chunk: "Chunk", row: int) -> Group:
+        rows = slice(row, row + chunk.num_tokens)
+        if not chunk.start:
+            return Group(rows)
+        blocks = chunk.sequence.block_table[: -(-chunk.start // self.cache.block_size)]
+        return Group(rows, blocks=self._tensor(blocks), num_before=chunk.start)
 
     def _group(self, members: list[tuple[range, int, "Chunk"]], window: int) -> Group:
         num_blocks = max(len(needed) for needed, _, _ in members)
@@ -189,13 +198,20 @@ def paged_attention(
     query, key, value = query[0], key[0], value[0]
     batch.cache.write(module.layer_idx, batch.places, key, value)
     output = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
-    for group in batch.groups(sliding_window):
-        attend = _decode if group.is_decode else _extend
-        if group.blocks is None:
-            keys, values = key[:, None, group.rows], value[:, None, group.rows]
+    can_merge = not softcap and query.device.type == "cpu"
+    for group in batch.groups(sliding_window, can_merge):
+        rows, cached = group.rows, ()
+        if group.blocks is not None:
+            cached = batch.cache.read(module.layer_idx, group.blocks, group.num_sequences)
+        if group.is_decode:
+            output[rows] = _decode(query[:, rows], *cached, group.mask, scaling, softcap)
+        elif group.mask is not None:
+            output[rows] = _extend(query[:, rows], *cached, group.mask, scaling, softcap)
+        elif not cached:
+            output[rows] = _extend(query[:, rows], key[:, None, rows], value[:, None, rows], None, scaling, softcap)
         else:
-            keys, values = batch.cache.read(module.layer_idx, group.blocks, group.num_sequences)
-        output[group.rows] = attend(query[:, group.rows], keys, values, group.mask, scaling, softcap)
+            before = [one[:, :, : group.num_before] for one in cached]
+            output[rows] = _merge(query[:, rows], *before, key[:, None, rows], value[:, None, rows], scaling)
     return output[None], None
 
 
@@ -203,7 +219,7 @@ def _decode(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: torch.Tensor,
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
@@ -211,7 +227,7 @@ def _decode(
     The heads that share a key head are the rows of its product. Returns [sequences, heads, dim]."""
     num_key_heads, num_sequences = keys.shape[:2]
     query = query.unflatten(0, (num_key_heads, -1)).transpose(1, 2)
-    output = _attention(query, keys, values, None if mask is None else mask[None], scaling, softcap)
+    output = _attention(query, keys, values, mask[None], scaling, softcap)
     return output.transpose(0, 1).reshape(num_sequences, -1, values.shape[-1])
 
 
@@ -223,12 +239,36 @@ def _extend(
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """T query rows of one sequence: query [heads, T, dim], keys and values [key heads, 1, L, dim], expanded over the
-    heads that share them without a copy. No mask is a causal one. Returns [T, heads, dim]."""
-    query = query.unflatten(0, (len(keys), -1))
-    shape = (-1, query.shape[1], -1, -1)
-    output = _attention(query, keys.expand(shape), values.expand(shape), mask, scaling, softcap, is_causal=mask is None)
+    """T query rows of one sequence: query [heads, T, dim], keys and values [key heads, 1, L, dim]. No mask is a causal
+    one. Returns [T, heads, dim]."""
+    query, keys, values = _by_key_head(query, keys, values)
+    output = _attention(query, keys, values, mask, scaling, softcap, is_causal=mask is None)
     return output.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _merge(
+    query: torch.Tensor,
+    keys_before: torch.Tensor,
+    values_before: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """As `_extend`, with the keys in two parts: those before, which all rows see, and the rows' own, seen causally.
+    Each part's share of a softmax over both follows from the logarithms of their sums; two calls without a mask take
+    a half to a third of the time of one with it (512 rows after 512 and 3,584 tokens: 30 ms for 54, 106 for 381)."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    rows, keys_before, values_before = _by_key_head(query, keys_before, values_before)
+    before, sums_before = flash(rows, keys_before, values_before, scale=scaling)
+    own, sums = flash(*_by_key_head(query, keys, values), is_causal=True, scale=scaling)
+    share = torch.sigmoid(sums_before - sums).unsqueeze(-1).to(own.dtype)
+    return torch.lerp(own, before, share).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _by_key_head(query: torch.Tensor, *keys_and_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """[heads, T, dim] as [key heads, heads that share one, T, dim], keys and values expanded to that without a copy."""
+    query = query.unflatten(0, (len(keys_and_values[0]), -1))
+    return query, *(one.expand(-1, query.shape[1], -1, -1) for one in keys_and_values)
 
 
 def _attention(
