@@ -354,8 +354,8 @@ class _Loop:
             for output in outputs:
                 if output.is_last:
                     self.adapter_of.pop(output.id, None)
-            self._unload_unused()
             self._send_outputs(outputs)
+            self._unload_unused()
 
     def _add(self, request: Request) -> None:
         try:
@@ -397,6 +397,7 @@ class _Loop:
                 self.engine.unload_adapter(digest)
             except EvergreenError as raised:
                 error = _told(raised)
+            self._send("outputs", [], self.engine.stats())
             self._send("reply", token, error)
 
     def _send_outputs(self, outputs: list[Output]) -> None:

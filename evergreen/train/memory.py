@@ -6,7 +6,10 @@ shapes; it is meant to be within a quarter of the peak. What a process needs bef
 
 import dataclasses
 import math
+import re
+import resource
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -140,13 +143,13 @@ def held_bytes(device: str) -> int:
 
 def peak_bytes(device: str) -> int:
     """The most memory this process has held: of the GPU if it computes there, else resident."""
-    import resource
-
     import torch
 
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")  # ru_maxrss of a fresh process is that of the process which started it
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fitting_settings(settings: "SftSettings", estimate: Forecast, available: int, longest_record: int) -> list[str]:
