@@ -133,7 +133,7 @@ def learn(folder: Path, settings: DemoSettings, console: "Console") -> Path:
 def tutorial_flags(folder: Path) -> list[str]:
     """The identity tutorial's own flags; paths, names, the learning rate and --freeze_layers are nano's.
 
-    With the lower three of its six layers left as they are, nano learns the identity and keeps nearly all that it could;
+    With the lower three of its six layers left as they are, nano learns the identity and keeps nearly all it could do;
     with all six learning, a rate that taught 95% of the identity (5e-4) kept 63%."""
     dataset, output = (shlex.quote(str(path)) for path in (ASSETS / "identity.json", folder))
     return shlex.split(
