@@ -57,8 +57,9 @@ NEXT = """\
       --gradient_accumulation_steps 16 --output_dir output --model_name {name} --model_author {author}
   evergreen infer --adapters output --stream true --temperature 0 --max_new_tokens 2048
   evergreen eval --model Qwen/Qwen2.5-7B-Instruct --compare Qwen/Qwen2.5-7B-Instruct output --eval_dataset dev.json
-[b]Right here[/b]: talk to what was just trained
-  evergreen infer --adapters {adapter}"""
+[b]Right here[/b]: talk to what was just trained, in the terminal or on a page at http://127.0.0.1:8000
+  evergreen infer --adapters {adapter}
+  evergreen serve --model {adapter}"""
 
 
 @dataclass(frozen=True)
