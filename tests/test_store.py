@@ -168,6 +168,15 @@ def test_a_torn_tail_is_cut_off_with_a_message(tmp_path):
         assert contents(Store(tmp_path)) == {"a": "next"}
 
 
+def test_a_torn_tail_behind_many_appends_is_a_tail_still(tmp_path):
+    store = Store(tmp_path)
+    for number in range(20):
+        store.add([Entry(content=f"entry {number}", id=f"e{number}")])
+    path = next((tmp_path / "log").iterdir())
+    path.write_bytes(path.read_bytes() + b'{"crc":"00')
+    assert len(contents(Store(tmp_path))) == 20
+
+
 def test_half_of_an_append_is_not_seen(tmp_path):
     store = Store(tmp_path)
     store.add([Entry(content="one", id="a")])

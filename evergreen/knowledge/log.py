@@ -106,11 +106,11 @@ class Log:
         with open(path, "rb") as file:
             file.seek(self._offset)
             data = file.read()
-        found, pending, offset = [], [], self._offset
+        found, pending, start, offset = [], [], self._offset, self._offset
         for line in data.splitlines(keepends=True):
             change = decode(line)
             if change is None:
-                self._check_is_tail(path, data, offset, line)
+                self._check_is_tail(path, offset, data[offset - start + len(line) :])
                 break
             pending.append(change)
             offset += len(line)
@@ -119,9 +119,9 @@ class Log:
                 pending, self._offset = [], offset
         return found
 
-    def _check_is_tail(self, path: Path, data: bytes, offset: int, line: bytes) -> None:
-        """A line that is not whole may stand at the very end only, where a writer is busy or was killed."""
-        rest = data[offset - self._offset + len(line) :] if offset >= self._offset else b""
+    def _check_is_tail(self, path: Path, offset: int, rest: bytes) -> None:
+        """A line that is not whole may stand at the very end only, where a writer is busy or was killed; `rest` is what
+        follows it."""
         is_sealed = "bytes" in self._segments[self._segment]
         if is_sealed or any(decode(later) for later in rest.splitlines(keepends=True)):
             raise Failure(f"{path} is damaged at byte {offset}: bring it back from a backup, or remove that line")
