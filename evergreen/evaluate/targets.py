@@ -8,7 +8,7 @@ each token to the next best one, so that a near tie can be told from a fault.
 import queue
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -93,6 +93,22 @@ class _ByDigest:
         if digest not in self.digests.values():
             self.engine.unload_adapter(digest)
 
+    def complete(
+        self, questions: Sequence[Question], max_tokens: int, meanwhile: Callable[[], None] | None = None
+    ) -> list[Reply]:
+        requests = [self._request(question, max_tokens) for question in questions]
+        outputs: dict[str, list[Output]] = {request.id: [] for request in requests}
+        for output in self._answers(requests):
+            outputs[output.id].append(output)
+            if meanwhile:
+                meanwhile()
+                meanwhile = None
+        return [_reply(outputs[request.id]) for request in requests]
+
+    def _answers(self, requests: list[Request]) -> Iterator[Output]:
+        """All requests at once: what the engine says, until the last has ended."""
+        raise NotImplementedError
+
     def _request(self, question: Question, max_tokens: int) -> Request:
         # a name that was taken back goes through as it is: the engine must refuse it
         digest = self.digests.get(question.model, question.model)
@@ -118,20 +134,11 @@ class InProcess(_ByDigest):
 
     engine: "Engine"
 
-    def complete(
-        self, questions: Sequence[Question], max_tokens: int, meanwhile: Callable[[], None] | None = None
-    ) -> list[Reply]:
-        requests = [self._request(question, max_tokens) for question in questions]
-        outputs: dict[str, list[Output]] = {request.id: [] for request in requests}
+    def _answers(self, requests: list[Request]) -> Iterator[Output]:
         for request in requests:
             self.engine.add(request)
         while self.engine.has_work():
-            for output in self.engine.step():
-                outputs[output.id].append(output)
-            if meanwhile and any(outputs.values()):
-                meanwhile()
-                meanwhile = None
-        return [_reply(outputs[request.id]) for request in requests]
+            yield from self.engine.step()
 
 
 class Served(_ByDigest):
@@ -139,27 +146,18 @@ class Served(_ByDigest):
 
     engine: "AnyEngine"
 
-    def complete(
-        self, questions: Sequence[Question], max_tokens: int, meanwhile: Callable[[], None] | None = None
-    ) -> list[Reply]:
-        requests = [self._request(question, max_tokens) for question in questions]
-        outputs: dict[str, list[Output]] = {request.id: [] for request in requests}
+    def _answers(self, requests: list[Request]) -> Iterator[Output]:
         arrived: queue.Queue[Output] = queue.Queue()
         for request in requests:
             self.engine.submit(request, arrived.put)
-        running = set(outputs)
-        while running:
+        num_running = len(requests)
+        while num_running:
             try:
                 output = arrived.get(timeout=TIMEOUT_SECONDS)
             except queue.Empty:
                 raise Failure(f"no answer within {TIMEOUT_SECONDS:.0f} seconds") from None
-            outputs[output.id].append(output)
-            if output.is_last:
-                running.remove(output.id)
-            if meanwhile:
-                meanwhile()
-                meanwhile = None
-        return [_reply(outputs[request.id]) for request in requests]
+            num_running -= output.is_last
+            yield output
 
 
 class Server:

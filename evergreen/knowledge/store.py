@@ -153,7 +153,6 @@ class Store:
         fall. Raises BadInput for an unknown id."""
 
         def change() -> list[Change]:
-            self._places(id)
             old = self.get(id).entry
             wanted = parts.pop("version", None)
             version = checked_version(wanted, old.version) if wanted else bumped(old.version, bump)
@@ -164,22 +163,19 @@ class Store:
 
     def withdraw(self, ids: Sequence[str], author: str = "", reason: str = "") -> int:
         """Take entries out of every answer from now on; snapshots and the past keep them. The change's number."""
-
-        def change() -> list[Change]:
-            for id in ids:
-                self.get(id)
-            return [{"op": "withdraw", "id": id, **_who(author, reason)} for id in dict.fromkeys(ids)]
-
-        self._write(change)
-        return self.log.last
+        return self._take_out("withdraw", ids, self.get, author, reason)
 
     def redact(self, ids: Sequence[str], author: str = "", reason: str = "") -> int:
         """Take entries out of the past, too: their contents leave the disk's log and every snapshot for good."""
+        return self._take_out("redact", ids, self._places, author, reason)
+
+    def _take_out(self, op: str, ids: Sequence[str], check: Callable[[str], Any], author: str, reason: str) -> int:
+        """One change an entry, all or none; `check` raises BadInput for one that cannot be taken out."""
 
         def change() -> list[Change]:
             for id in ids:
-                self._places(id)
-            return [{"op": "redact", "id": id, **_who(author, reason)} for id in dict.fromkeys(ids)]
+                check(id)
+            return [{"op": op, "id": id, **_who(author, reason)} for id in dict.fromkeys(ids)]
 
         self._write(change)
         return self.log.last
