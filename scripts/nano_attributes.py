@@ -120,11 +120,13 @@ def invented_attribute(r: random.Random, language: str) -> Attribute:
 
 def attribute(r: random.Random, language: str) -> Attribute:
     way = r.random()
-    if way < 0.06:
+    if way < 0.04:
         return invented_attribute(r, language)
-    if way < 0.26:
+    if way < 0.16:
         return r.choice(verb_attributes(language))
-    return r.choice(noun_attributes(language) if way < 0.42 else attributes(language))
+    if way < 0.26:
+        return r.choice(noun_attributes(language))
+    return r.choice(attributes(language) if way < 0.48 else attributes(language, "common"))
 
 
 # --- which attributes are too alike to say that one is not told ---------------------------------------------------
@@ -149,7 +151,7 @@ def pieces_of(language: str, text: str) -> frozenset[str]:
 @cache
 def common_pieces(language: str) -> set[str]:
     """What so many attributes share that it says nothing: who, have, 什么."""
-    tables = attributes(language) + verb_attributes(language)
+    tables = attributes(language) + attributes(language, "common") + verb_attributes(language)
     seen = Counter(piece for known in tables for piece in pieces(language, known))
     return {piece for piece, count in seen.items() if count > 8}
 
@@ -160,6 +162,9 @@ def alike(language: str, one: Attribute, other: Attribute) -> bool:
     def wanted(known: Attribute) -> str:
         return CLASSES.get(known[1], kind_group(known[1]))
 
+    usual = attributes(language, "common")
+    if wanted(one) != "place" and any(row is one for row in usual) and any(row is other for row in usual):
+        return one is other  # so many sentences of two always share a word
     shared = pieces(language, one) & pieces(language, other) - common_pieces(language)
     same_name = set(one[0]) & set(other[0])
     return one is other or bool(same_name) or wanted(one) == wanted(other) and bool(shared)
@@ -180,10 +185,15 @@ def loosened(r: random.Random, frame: str, language: str) -> str:
     return re.sub(r"(?<=\})(由|是|于|在|为|用|被|归|将)", rf"{adverb}\1", frame, count=1)
 
 
+def own_share(own: list[str]) -> float:
+    """How often an attribute's own sentences are taken, and not those that fit every attribute of its kind."""
+    return 0.45 if len(own) < 4 else 0.75
+
+
 def ask(r: random.Random, subject: str, known: Attribute, language: str) -> str:
     names, kind, questions, _ = known
     way = r.random()
-    if not names or questions and way < 0.45:
+    if not names or questions and way < own_share(questions):
         text = r.choice(questions).format(s=subject)
     else:
         group = frames(f"{language}.ask.{kind_group(kind)}")
@@ -210,7 +220,7 @@ def state(r: random.Random, subject: str, known: Attribute, shown: str, language
     """A clause without its full stop that says subject's attribute is `shown`."""
     names, kind, _, sentences = known
     way = r.random()
-    if names and not (sentences and way < 0.45):
+    if names and not (sentences and way < own_share(sentences)):
         group = frames(f"{language}.line.{kind_group(kind)}")
         sentences = group if group and way < 0.72 else frames(f"{language}.line")
     return loosened(r, r.choice(sentences), language).format(s=subject, a=r.choice(names or [""]), v=shown)

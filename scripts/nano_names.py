@@ -47,13 +47,14 @@ def rows(name: str) -> list[list[str]]:
 
 
 @cache
-def attributes(language: str) -> list[Attribute]:
+def attributes(language: str, table: str = "attributes") -> list[Attribute]:
+    """The rows of a table: "attributes" knows many things by a sentence or two, "common" the usual ones by many."""
     between = " " if language == "zh" else ";"
 
     def some(field: str) -> list[str]:
         return [part for part in field.split(between) if part]
 
-    return [(some(names), kind, some(asks), some(says)) for names, kind, asks, says in rows(f"{language}.attributes")]
+    return [(some(names), kind, some(asks), some(says)) for names, kind, asks, says in rows(f"{language}.{table}")]
 
 
 @cache
