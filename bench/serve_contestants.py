@@ -7,6 +7,7 @@ number of tokens. Times are of the answering alone, after a short warm-up, by th
 Imports nothing of Evergreen unless Evergreen is the contestant.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -165,6 +166,7 @@ def open_openvino(job: dict[str, Any]) -> Callable[[Prompts, int], list[list[int
     def answer(prompts: Prompts, num_new: int) -> list[list[int]]:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = config.min_new_tokens = num_new
+        config.set_eos_token_id(0)  # that of a model which names none is -1, and refused
         config.ignore_eos = True
         inputs = [openvino.Tensor(numpy.array([prompt], dtype=numpy.int64)) for prompt in prompts]
         done = pipeline.generate(inputs, [config] * len(inputs))
@@ -293,24 +295,132 @@ def make_model(job: dict[str, Any]) -> dict[str, Any]:
         AutoTokenizer.from_pretrained(job["tokenizer"]).save_pretrained(folder)
     made = {}
     for number in range(job.get("num_adapters", 0)):
-        made[f"{number:064x}"] = str(folder / f"adapter-{number}")
-        if not (folder / f"adapter-{number}").is_dir():
-            _make_adapter(folder, folder / f"adapter-{number}", number)
+        place = folder / ("adapter" if job.get("kind", "lora") == "lora" else "dora") / str(number)
+        made[digest_for(place)] = str(place)
+        if not place.is_dir():
+            _make_adapter(folder, place, number, job.get("kind") == "dora")
     return {"adapters": made}
 
 
-def _make_adapter(base: Path, folder: Path, seed: int) -> None:
+def digest_for(place: Path) -> str:
+    """A name as long as a digest: contents do not matter here."""
+    return hashlib.sha256(str(place).encode()).hexdigest()
+
+
+def _make_adapter(base: Path, folder: Path, seed: int, is_dora: bool) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1000 + seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=is_dora)
+    model = get_peft_model(model, config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
     model.save_pretrained(folder)
+
+
+def make_gguf(job: dict[str, Any]) -> dict[str, Any]:
+    from evergreen.engine.gguf import write_model
+
+    write_model(Path(job["model"]), Path(job["gguf"]), job["kind"])
+    return {}
+
+
+def run_loading(job: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds between a stream's tokens, alone and while adapters of each kind are loaded one after the other."""
+    import tempfile
+    import threading
+
+    from evergreen.engine.base import EngineSettings, Request
+    from evergreen.engine.process import Embedded, ProcessEngine
+    from evergreen.records import Sampling
+
+    folder = Path(tempfile.mkdtemp(dir=job["output_dir"] if Path(job["output_dir"]).is_dir() else "."))
+    made = Embedded(job["model"], torch_dtype=DTYPES.get(job["dtype"], "auto"), settings=EngineSettings())
+    engine = ProcessEngine(made, folder / "engine.log", start_timeout=600)
+    arrived: list[float] = []
+    is_over = threading.Event()
+
+    def hear(output: Any) -> None:
+        arrived.append(time.perf_counter())
+        if output.is_last:
+            is_over.set()
+
+    def gaps(work: Callable[[], Any]) -> dict[str, float]:
+        begun = time.perf_counter()
+        work()
+        ended = time.perf_counter()
+        times = [moment for moment in arrived if begun <= moment <= ended]
+        between = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+        return {"seconds": ended - begun, "median_ms": statistics.median(between), "longest_ms": max(between)}
+
+    def load_all(folders: dict[str, str]) -> None:
+        for digest, place in folders.items():
+            engine.load_adapter(digest, [Path(place)])
+
+    engine.submit(Request("stream", tuple(job["prompt"]), Sampling(max_new_tokens=3000, ignore_eos=True)), hear)
+    while len(arrived) < 10:
+        time.sleep(0.1)
+    found = {"undisturbed": gaps(lambda: time.sleep(10))}
+    for kind, folders in job["adapters"].items():
+        found[kind] = gaps(lambda folders=folders: load_all(folders))
+    found["undisturbed again"] = gaps(lambda: time.sleep(10))
+    engine.cancel("stream")
+    is_over.wait(60)
+    engine.close()
+    return found
+
+
+def run_quality(job: dict[str, Any]) -> dict[str, Any]:
+    """Points of each ability, and the mean KL divergence of the next token's distribution from that of fp32."""
+    import random
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from evergreen.engine.base import EngineSettings
+    from evergreen.engine.engine import Engine
+    from evergreen.model.load import load_model
+    from evergreen.records import Sampling
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+    import measure_nano
+
+    settings = EngineSettings(quantization=job.get("quantization", ""))
+    engine = Engine(load_model(job["model"], torch_dtype=DTYPES[job["dtype"]]), settings)
+    exact = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).eval()
+    points: dict[str, float] = {}
+    divergences: list[torch.Tensor] = []
+    for ability, make in measure_nano.ABILITIES.items():
+        r = random.Random(f"2 {ability}")
+        items = [make(r, ("zh", "en")[place % 2]) for place in range(job["num_items"])]
+        heads = [
+            engine.tokenizer.apply_chat_template(
+                [{"role": "user", "content": item.prompt}], tokenize=False, add_generation_prompt=True
+            )
+            + item.begun
+            for item in items
+        ]
+        prompts = [engine.tokenizer(head)["input_ids"] for head in heads]
+        sampling = Sampling(max_new_tokens=measure_nano.MAX_NEW_TOKENS.get(ability, 48))
+        answers = engine.generate(prompts, sampling, batch_size=64)
+        right = [
+            item.passes(engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True))
+            for item, answer in zip(items, answers, strict=True)
+        ]
+        points[ability] = 100 * sum(right) / len(right)
+        for head, item in zip(heads[:20], items, strict=False):
+            ids = torch.tensor([engine.tokenizer(head + item.wanted)["input_ids"]])
+            with torch.no_grad():
+                theirs, ours = (
+                    model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+                    for model in (exact, engine.model)
+                )
+            divergences.append((theirs.exp() * (theirs - ours)).sum(-1))
+    return {**points, "kl": float(torch.cat(divergences).mean())}
 
 
 TASKS = {
@@ -319,6 +429,9 @@ TASKS = {
     "single": run_single,
     "bandwidth": run_bandwidth,
     "model": make_model,
+    "gguf": make_gguf,
+    "loading": run_loading,
+    "quality": run_quality,
 }
 
 

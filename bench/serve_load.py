@@ -2,8 +2,10 @@
 
     python bench/serve_load.py [--requests 10000] [--streams 500] [--rate 50] [--seconds 60] [--model nano] [--json]
 
-Sections: overhead (requests at a steady rate; the whole request's time less the engine's own, which the answer tells)
-and streams (many at once, a fifth hangs up midway; then KV blocks, memory and errors are counted).
+Sections: overhead (the same requests at a steady rate to the engine alone, stepped in this process, and to the server:
+the difference of their times at p50 and p99; beside it the whole request's time less the engine's own, which the answer
+tells and which leaves out the wait for the step under way) and streams (many at once, a fifth hangs up midway; then KV
+blocks, memory and errors are counted).
 Promises: the server is a process of its own, asked over real sockets by plain HTTP/1.1 in asyncio, which costs the
 clients little. Prints tables for people and, last, one line of JSON. Client and server share the machine's cores.
 """
@@ -91,9 +93,39 @@ def chat(model: str, place: int, max_tokens: int, stream: bool) -> dict[str, Any
     }  # fmt: skip
 
 
-async def overhead(port: int, options: argparse.Namespace) -> list[float]:
-    """Seconds of each whole request, at a steady rate, by the client's clock."""
-    seconds: list[float] = []
+def bare(options: argparse.Namespace) -> list[float]:
+    """Seconds of the same requests from when they are due, by an engine that is stepped in this process."""
+    from evergreen.engine.engine import Engine
+    from evergreen.model.load import load_model
+    from evergreen.serve import protocol
+    from evergreen.serve.schemas import ChatRequest, read
+
+    loaded = load_model(options.model)
+    engine = Engine(loaded)
+    waiting: list[Any] = []
+    for place in range(int(options.rate * options.seconds)):
+        body = json.dumps(chat(options.model, place, 8, False)).encode()
+        call = protocol.chat_call(read(ChatRequest, body))
+        prompts = protocol.prompt_ids(call, loaded.tokenizer, loaded.system)
+        waiting += protocol.engine_requests(call, prompts, str(place), engine.max_context_tokens)
+    engine.generate([one.prompt for one in waiting[:20]], [one.sampling for one in waiting[:20]])
+    due, seconds = {one.id: place / options.rate for place, one in enumerate(waiting)}, []
+    start = time.perf_counter()
+    while len(seconds) < len(due):
+        now = time.perf_counter() - start
+        while waiting and due[waiting[0].id] <= now:
+            engine.add(waiting.pop(0))
+        if not engine.has_work():
+            time.sleep(max(0.0, due[waiting[0].id] - now))
+        for output in engine.step():
+            if output.is_last:
+                seconds.append(time.perf_counter() - start - due[output.id])
+    return sorted(seconds)
+
+
+async def overhead(port: int, options: argparse.Namespace) -> list[tuple[float, float]]:
+    """Seconds of each whole request, at a steady rate, by the client's clock, and those of its engine."""
+    seconds: list[tuple[float, float]] = []
 
     async def one(place: int) -> None:
         start = time.perf_counter()
@@ -102,7 +134,7 @@ async def overhead(port: int, options: argparse.Namespace) -> list[float]:
         engine = json.loads(body).get("evergreen", {}).get("engine_seconds")
         if status != 200 or engine is None:
             raise SystemExit(f"status {status}: {body[:300]!r}")
-        seconds.append(taken - engine)
+        seconds.append((taken, engine))
 
     tasks = []
     start = time.perf_counter()
@@ -110,7 +142,12 @@ async def overhead(port: int, options: argparse.Namespace) -> list[float]:
         await asyncio.sleep(max(0.0, start + place / options.rate - time.perf_counter()))
         tasks.append(asyncio.create_task(one(place)))
     await asyncio.gather(*tasks)
-    return sorted(seconds)
+    return seconds
+
+
+def quantiles(seconds: list[float]) -> tuple[float, float]:
+    """p50 and p99 in milliseconds."""
+    return 1000 * statistics.median(seconds), 1000 * sorted(seconds)[int(0.99 * len(seconds))]
 
 
 async def streams(port: int, options: argparse.Namespace) -> dict[str, int]:
@@ -151,7 +188,13 @@ def memory_bytes(process: subprocess.Popen) -> int:
     return sum(one.memory_info().rss for one in (root, *root.children(recursive=True)))
 
 
+def cpu_seconds(process: subprocess.Popen) -> float:
+    """Of the server's own process, without its engine's."""
+    return sum(psutil.Process(process.pid).cpu_times()[:2])
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    alone = bare(options)
     with (
         tempfile.TemporaryDirectory() as home,
         serving(
@@ -159,7 +202,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ) as (port, process),
     ):
         asyncio.run(overhead(port, argparse.Namespace(**vars(options) | {"seconds": 2})))
-        seconds = asyncio.run(overhead(port, options))
+        cpu = -cpu_seconds(process)
+        both = asyncio.run(overhead(port, options))
+        cpu += cpu_seconds(process)
+        if not options.requests:
+            return {"overhead": compared(options, alone, both, cpu)}
         few = argparse.Namespace(**vars(options) | {"requests": 2 * options.streams})
         asyncio.run(streams(port, few))  # what is allocated once is there after this
         time.sleep(2)
@@ -172,19 +219,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     changed = {name: [before.get(name), value] for name, value in after.items()
                if re.search("running|waiting|free_blocks", name)}  # fmt: skip
     return {
-        "overhead": {
-            "rate": options.rate, "requests": len(seconds), "p50_ms": 1000 * statistics.median(seconds),
-            "p99_ms": 1000 * seconds[int(0.99 * len(seconds))], "goal_p99_ms": 5,
-        },
+        "overhead": compared(options, alone, both, cpu),
         "streams": {"at_once": options.streams, "requests": options.requests, "seconds": taken, **ends,
                     "before_and_after": changed, "memory_mib": [memory_before >> 20, memory_after >> 20]},
+    }  # fmt: skip
+
+
+def compared(
+    options: argparse.Namespace, alone: list[float], both: list[tuple[float, float]], cpu: float
+) -> dict[str, Any]:
+    bare_ms, served_ms = quantiles(alone), quantiles([taken for taken, _ in both])
+    rest_ms = quantiles([taken - engine for taken, engine in both])
+    return {
+        "rate": options.rate, "requests": len(both), "bare_p50_p99_ms": bare_ms, "served_p50_p99_ms": served_ms,
+        "added_p50_p99_ms": [served_ms[0] - bare_ms[0], served_ms[1] - bare_ms[1]], "goal_added_p99_ms": 5,
+        "outside_engine_p50_p99_ms": rest_ms, "server_cpu_ms_per_request": 1000 * cpu / len(both),
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, default=10_000, help="of the section streams; 0 leaves it out")
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--rate", type=float, default=50)
     parser.add_argument("--seconds", type=float, default=30)

@@ -15,18 +15,16 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from child import HERE, Children
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parent
 RECORDS = HERE.parent / "evergreen" / "assets" / "identity.json"
 TOKENIZER = HERE.parent / "evergreen" / "model" / "nano"
 RECORDS_PER_STEP = 16
@@ -122,40 +120,8 @@ def curve() -> list[Contestant]:
 # -- running
 
 
-@dataclass
-class Bench:
-    """Where things lie and how processes are started."""
-
-    cache: Path
-    core: int
-    pythons: dict[str, str]
-    console: Console
-
-    def child(self, job: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
-        """One process of contestants.py. Raises RuntimeError with the end of what it said when it fails."""
-        with tempfile.TemporaryDirectory(dir=self.cache) as place:
-            folder = Path(place)
-            job = {**job, "output_dir": str(folder / "out"), "started": time.time()}
-            (folder / "job.json").write_text(json.dumps(job))
-            done = subprocess.run(
-                ["taskset", "-c", str(self.core), python]
-                + [str(HERE / "contestants.py"), str(folder / "job.json"), str(folder / "result.json")],
-                env=self._environment(),
-                capture_output=True,
-                text=True,
-                cwd=folder,
-            )
-            if done.returncode or not (folder / "result.json").is_file():
-                said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-                raise RuntimeError(said[-1] if said else f"exit code {done.returncode}")
-            return json.loads((folder / "result.json").read_text())
-
-    def _environment(self) -> dict[str, str]:
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
-        offline = {name: "1" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")}
-        homes = {"HF_HOME": str(self.cache / "hf"), "MODELSCOPE_CACHE": str(self.cache / "modelscope")}
-        path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**os.environ, **threads, **offline, **homes, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+class Bench(Children):
+    """The training job, by each contestant."""
 
     def train(self, one: Contestant, files: dict[str, str]) -> dict[str, Any]:
         job = {
@@ -166,13 +132,13 @@ class Bench:
             "gradient_checkpointing": one.gradient_checkpointing,
             **dict(one.extra),
         }
-        return self.child(job, self.pythons[one.runner])
+        return self.run(job)
 
 
 def measure(bench: Bench, model: str, options: argparse.Namespace) -> dict[str, Any]:
     """All contestants on one model, in rounds; a document with their figures and comparisons."""
     files, work = prepare(bench, model, options.rows or NUM_ROWS[model])
-    peaks = bench.child({"runner": "products"})
+    peaks = bench.run({"runner": "products"})
     chosen = contestants(model, options.peers, options.quick)
     if model == "q05b" and not options.quick:
         chosen += curve()
@@ -209,7 +175,7 @@ def prepare(bench: Bench, model: str, num_rows: int) -> tuple[dict[str, str], di
         "ordered_rows": str(bench.cache / f"{model}-rows-ordered.json"),
     }
     job = {"records": str(RECORDS), "num_rows": num_rows, "shape": SHAPES[model], "tokenizer": str(TOKENIZER)}
-    counts = bench.child({"runner": "prepare", **files, **job})
+    counts = bench.run({"runner": "prepare", **files, **job})
     lengths, targets = counts["lengths"], counts["targets"]
     work = {"num_rows": len(lengths), "tokens": sum(lengths), "targets": targets}
     return files, {**work, "gflop": useful_flop(SHAPES[model], lengths, targets) / 1e9}
@@ -363,7 +329,7 @@ def show_profile(bench: Bench, model: str, console: Console) -> None:
     """Where our second optimizer step spends its time, by operator."""
     files, _ = prepare(bench, model, 2 * RECORDS_PER_STEP)
     job = {"runner": "evergreen", "model": files["model"], "data": files["rows"], "dtype": "auto"}
-    result = bench.child({**job, "gradient_checkpointing": False, "profiled_step": 2})
+    result = bench.run({**job, "gradient_checkpointing": False, "profiled_step": 2})
     total = sum(row["self_ms"] for row in result["operators"])
     table = Table("operator", "self CPU ms", "share", "calls", title=f"{model}: one optimizer step of ours")
     for row in result["operators"]:
@@ -405,7 +371,8 @@ def main() -> None:
     models = options.models or (["small"] if options.quick else list(SHAPES))
     cache = Path(options.cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
-    bench = Bench(cache, options.core, present_peers(options, console), console)
+    homes = {"HF_HOME": cache / "hf", "MODELSCOPE_CACHE": cache / "modelscope"}
+    bench = Bench("contestants.py", cache, options.core, present_peers(options, console), console, homes)
     if options.profile:
         for model in models:
             show_profile(bench, model, console)

@@ -90,7 +90,7 @@ def evaluate(arguments: list[str]) -> tuple[Any, bool]:
     from evergreen.evaluate.harness import run_eval
     from evergreen.model.load import leave_out_bitsandbytes
 
-    leave_out_bitsandbytes(given.model, *given.adapters, *given.compare, given.checkpoints)
+    leave_out_bitsandbytes(given.model, *given.adapters, *_places(given.compare, given.home), given.checkpoints)
     return run_eval(given), given.json
 
 
@@ -100,6 +100,45 @@ def serve(arguments: list[str]) -> tuple[Any, bool]:
     from evergreen.serve.server import run_serve
 
     return run_serve(given), given.json
+
+
+def _knowledge(action: str, about: str) -> Callable[[list[str]], tuple[Any, ...]]:
+    """The command `knowledge ACTION`."""
+
+    def command(arguments: list[str]) -> tuple[Any, bool]:
+        kind = getattr(settings, f"Knowledge{action.title()}Settings")
+        given = parse(kind, positional(arguments, f"knowledge {action}"), f"knowledge {action}")
+        from evergreen.knowledge.commands import run_knowledge
+
+        return run_knowledge(action, given, _answer_from, _token_counter), given.json
+
+    command.__doc__ = about
+    return command
+
+
+def _answer_from(home: str, knowledge: str, share: float | None, reason: str) -> dict[str, Any]:
+    """Have the served release answer from "live" or a snapshot."""
+    from evergreen.home import home_dir
+    from evergreen.registry import Registry
+    from evergreen.registry.knowledge import serve_knowledge
+
+    return serve_knowledge(Registry(home_dir(home or None)), knowledge, share, reason)
+
+
+def _token_counter(model: str) -> Callable[[str], int]:
+    """How many tokens a text has for a model."""
+    from evergreen.model.load import tokenizer_of
+
+    tokenizer = tokenizer_of(model)
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def knowledge_serve(arguments: list[str]) -> tuple[Any, bool]:
+    """the home's knowledge over HTTP, without a model"""
+    given = parse(settings.KnowledgeServeSettings, arguments, "knowledge serve")
+    from evergreen.serve.server import run_knowledge_serve
+
+    return run_knowledge_serve(given), given.json
 
 
 def conformance(arguments: list[str]) -> tuple[Any, ...]:
@@ -174,6 +213,10 @@ def restore(arguments: list[str]) -> tuple[Any, bool]:
 BARE_WORDS = {  # the flag that a command's bare words stand for
     "evolve": "increments", "rebase": "evolved", "data check": "files", "backup": "file", "restore": "file",
     "release show": "release", "release diff": "releases", "release promote": "release", "release history": "alias",
+    "knowledge add": "content", "knowledge update": "id", "knowledge withdraw": "ids", "knowledge redact": "ids",
+    "knowledge import": "files", "knowledge show": "id", "knowledge search": "query", "knowledge history": "id",
+    "knowledge diff": "states", "knowledge rollback": "snapshot", "knowledge canary": "snapshot",
+    "knowledge audit": "id", "knowledge export": "file",
 }  # fmt: skip
 REJECTED = 3  # exit code of an evolve in which an increment did not pass
 
@@ -195,6 +238,25 @@ COMMANDS: dict[str, Callable[[list[str]], tuple[Any, ...]]] = {  # (document, wh
     "infer": infer,
     "eval": evaluate,
     "serve": serve,
+    "knowledge add": _knowledge("add", "add an entry; it is in the next answer"),
+    "knowledge update": _knowledge("update", "replace parts of an entry; its version rises"),
+    "knowledge withdraw": _knowledge("withdraw", "take entries out of every answer; the past keeps them"),
+    "knowledge redact": _knowledge("redact", "take entries out of the past, too, for good"),
+    "knowledge import": _knowledge("import", "files and folders into entries; again, and changes are followed"),
+    "knowledge list": _knowledge("list", "the entries, those changed last first"),
+    "knowledge show": _knowledge("show", "one entry, whole"),
+    "knowledge search": _knowledge("search", "the entries that answer a question best"),
+    "knowledge history": _knowledge("history", "every version of an entry"),
+    "knowledge diff": _knowledge("diff", "what differs between two states"),
+    "knowledge publish": _knowledge("publish", "name the present state as a snapshot"),
+    "knowledge rollback": _knowledge("rollback", "answer from a snapshot"),
+    "knowledge canary": _knowledge("canary", "answer a share of the users from a snapshot"),
+    "knowledge live": _knowledge("live", "answer from what is newest again"),
+    "knowledge audit": _knowledge("audit", "every change: when, what, who, why"),
+    "knowledge export": _knowledge("export", "entries as JSONL"),
+    "knowledge compact": _knowledge("compact", "check the log and merge its segments"),
+    "knowledge reindex": _knowledge("reindex", "make the search index anew"),
+    "knowledge serve": knowledge_serve,
     "conformance": conformance,
     "data check": data_check,
     "doctor": doctor,
@@ -267,7 +329,7 @@ def overview() -> str:
         "usage: evergreen COMMAND [--flags]      evergreen COMMAND --help lists a command's flags",
         "",
     ]
-    lines += [f"  {name:<17} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<18} {command.__doc__}" for name, command in COMMANDS.items()]
     lines += [
         "",
         "start with: evergreen demo",
@@ -284,11 +346,11 @@ def _command(arguments: list[str]) -> tuple[Callable, list[str]]:
             return COMMANDS[name], arguments[words:]
     import difflib
 
-    near = difflib.get_close_matches(" ".join(arguments[:1]), COMMANDS, n=1, cutoff=0.5)
-    if not near:
-        near = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")][:1]
+    group = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    given = " ".join(arguments[: 2 if group else 1])
+    near = difflib.get_close_matches(given, group or COMMANDS, n=1, cutoff=0.5) or group
     hint = f"; the nearest is {near[0]}" if near else ""
-    raise BadInput(f"evergreen knows no command {arguments[0]!r}{hint} (evergreen --help lists all)")
+    raise BadInput(f"evergreen knows no command {given!r}{hint} (evergreen --help lists all)")
 
 
 def _locate(given: settings.ModelSettings) -> None:
@@ -305,9 +367,18 @@ def _locate(given: settings.ModelSettings) -> None:
         given.template = given.template or prompt.get("template") or ""
 
 
+def _places(names: list[str], home: str) -> list[str]:
+    """Folders for those that name a release or a version of the home."""
+    from evergreen.home import home_place
+    from evergreen.registry import locate
+
+    found = {name: locate(name, home_place(home)) for name in names}
+    return [[place[0], *place[1]][-1] if (place := found[name]) else name for name in names]
+
+
 def positional(arguments: list[str], command: str) -> list[str]:
     """`evolve dataset/ --model M` is `evolve --increments dataset/ --model M`."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    words = list(itertools.takewhile(lambda word: word == "-" or not word.startswith("-"), arguments))
     if not words or command not in BARE_WORDS:
         return arguments
     return [f"--{BARE_WORDS[command]}", *words, *arguments[len(words) :]]

@@ -79,6 +79,7 @@ aliases = Table(
     METADATA,
     Column("name", String, primary_key=True),
     Column("release", String, ForeignKey("releases.id"), nullable=False),
+    Column("share", Float),  # of the users of `stable` who get this alias's release instead
 )
 moves = Table(
     "moves",
@@ -116,6 +117,9 @@ requests = Table(
     Column("completion_tokens", Integer, nullable=False),
     Column("first_token_seconds", Float),
     Column("latency_seconds", Float, nullable=False),
+    Column("session", String),  # the page's cookie; with it, a user who gives no name
+    Column("grounding", Text),  # JSON: what knowledge came to: decision, reasons, outcome, problems, sources
+    Column("cached", Integer),  # 1: the answer was found in the cache
 )
 ratings = Table(
     "ratings",
@@ -150,6 +154,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         '"key" VARCHAR NOT NULL, "user" VARCHAR NOT NULL, trusted INTEGER NOT NULL, thumb VARCHAR, correction TEXT, '
         "comment TEXT, dwell_ms INTEGER, action VARCHAR)",
         "CREATE INDEX ix_ratings_request ON ratings (request)",
+    ),
+    (  # 3 -> 4
+        "ALTER TABLE aliases ADD COLUMN share FLOAT",
+        "ALTER TABLE requests ADD COLUMN session VARCHAR",
+        "ALTER TABLE requests ADD COLUMN grounding TEXT",
+        "ALTER TABLE requests ADD COLUMN cached INTEGER",
     ),
 )  # statements that both SQLite and PostgreSQL know; a step once shipped is never changed
 SCHEMA = 1 + len(MIGRATIONS)
@@ -228,8 +238,10 @@ class Database:
             _copy_rows(rows, connection)
 
     def is_empty(self) -> bool:
+        """Whether no table holds a row, be it one of the request log."""
         with self.read() as connection:
-            return not connection.execute(select(func.count()).select_from(versions)).scalar()
+            tables = [table for table in METADATA.sorted_tables if table is not schema]
+            return not any(connection.execute(select(func.count()).select_from(table)).scalar() for table in tables)
 
     def _create(self, path: Path) -> None:
         """A whole database is made beside and linked into place: of several processes that come first, one wins."""

@@ -1,5 +1,6 @@
 """The story on the shipped nano model, offline and in minutes: who it is, learning to be someone else, what was kept;
-then three increments, of which the gate lets two through; then what is served, and how it is taken back.
+then three increments, of which the gate lets two through; then what is served, and how it is taken back; then facts
+that changed a moment ago.
 
 Promises: the commands on the screen are those that run; every ability is measured on the same held-out items before and
 after; a second run replaces the first. It fails, by exit code too, when the new identity was not learnt, when less than
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evergreen import demo_knowledge
 from evergreen.home import write_json, write_jsonl
 from evergreen.options import parse
 from evergreen.records import Completion, Failure, Message, Sampling
@@ -105,9 +107,12 @@ def run_demo(settings: DemoSettings) -> dict:
     evolved = evolve(folder, adapter, settings, console)
     console.rule("6  Releases: served, and taken back")
     releases = release(folder, evolved, settings, console)
+    console.rule("7  Knowledge: what changed a moment ago")
+    told = know(folder / "home", settings, console)
     document = _document(rows, before, after) | {
         "evolved": evolved,
         "releases": releases,
+        "knowledge": [asdict(one) for one in told],
         "adapter": str(adapter),
         "loss_curve": str(adapter / "training_loss.png"),
         "seconds": round(time.perf_counter() - start, 1),
@@ -197,6 +202,14 @@ def release(folder: Path, evolved: dict, given: DemoSettings, console: "Console"
     stable = run("rollback", ReleaseRollbackSettings, "--reason", "shown in the demo")["stable"]
     run("list", ReleaseListSettings)
     return {"promoted": passed[-2:], "stable": stable}
+
+
+def know(home: Path, given: DemoSettings, console: "Console") -> "list[demo_knowledge.Told]":
+    """Facts that no model can know, added, corrected, withdrawn and brought back."""
+    told = demo_knowledge.tell("nano", home, console, given.json)
+    demo_knowledge.show(console, told)
+    demo_knowledge.check(told)
+    return told
 
 
 def measure(model: str, adapter: str, items: list[Item], console: "Console") -> Measured:

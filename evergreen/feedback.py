@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ Content = Literal["none", "hash", "full"]
 MAX_HELD = 10_000
 BATCH_SECONDS, MAX_BATCH = 0.1, 500
 RETRY_SECONDS = (1.0, 30.0)
+ANONYMOUS = ("decision", "outcome", "sources", "seconds")  # of a grounding, what has no words of anybody's
 
 
 def now() -> str:
@@ -38,7 +39,8 @@ def now() -> str:
 @dataclass(frozen=True)
 class Interaction:
     """A request and how it ended. `input` is the body that was sent, `output` the choices that were answered, both JSON
-    values; `knowledge` is the number of the last knowledge change that the answer saw."""
+    values; `knowledge` is the number of the last knowledge change that the answer saw, and `grounding` what
+    came of it, with the [id, version] of the entries in its prompt: that and `at` are what it takes to ask again."""
 
     id: str
     at: str
@@ -60,6 +62,9 @@ class Interaction:
     completion_tokens: int = 0
     first_token_seconds: float | None = None
     latency_seconds: float = 0.0
+    session: str | None = None
+    grounding: dict | None = None
+    cached: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Log:
     def add(self, interaction: Interaction) -> None:
         """Remember a request; written within a fraction of a second."""
         with self._wake:
-            self._held.append(asdict(interaction))
+            self._held.append({**vars(interaction)})
             if len(self._held) > MAX_HELD:
                 self._held.popleft()
                 self.num_lost += 1
@@ -176,7 +181,11 @@ class Log:
         return True
 
     def _stored(self, row: dict[str, Any]) -> dict[str, Any]:
-        return _clean(row | {name: _kept(row[name], self.content) for name in ("input", "output")})
+        kept = {name: _kept(row[name], self.content) for name in ("input", "output")}
+        grounding = row["grounding"]
+        if grounding and self.content != "full":
+            grounding = {name: grounding[name] for name in ANONYMOUS if name in grounding}
+        return _clean(row | kept | {"grounding": _kept(grounding, "full")})
 
     def _rate(self, tx: "Connection", rating: Rating) -> str | None:
         if not tx.execute(self.requests.select().where(self.requests.c.id == rating.request)).first():

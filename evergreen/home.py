@@ -101,12 +101,23 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict]:
-    """Whole rows only: a last line torn by a crash is left out."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n") and line.strip():
-                yield json.loads(line)
+def read_jsonl(path: str | Path, cure: str = "take that line out") -> Iterator[dict]:
+    """Whole rows only: a last line torn by a crash is left out. Raises BadInput for any other line that is no JSON
+    object, with its number and, in `cure`, what to do."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and line.strip():
+                yield _row(line, f"{path}:{number}", cure)
+
+
+def _row(line: bytes, place: str, cure: str) -> dict:
+    try:
+        row = json.loads(line.decode())
+    except ValueError as error:
+        raise BadInput(f"{place} is damaged ({getattr(error, 'msg', 'no UTF-8')}): {cure}") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"{place} is damaged (a {type(row).__name__}, no object): {cure}")
+    return row
 
 
 @contextmanager

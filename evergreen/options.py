@@ -70,7 +70,8 @@ def parse(settings: type[T], arguments: list[str], command: str) -> T:
 
 
 def build(settings: type[T], values: dict[str, Any]) -> T:
-    """A settings object from already typed values; every complaint about ranges and choices in one BadInput."""
+    """A settings object from already typed values; every complaint about ranges and choices in one BadInput. A class
+    with a field `asked` is told there which were given: a default that was typed is not one that was left alone."""
     problems = [
         problem
         for field in _flags(settings)
@@ -79,6 +80,8 @@ def build(settings: type[T], values: dict[str, Any]) -> T:
     ]
     if problems:
         raise BadInput("; ".join(problems))
+    if "asked" in settings.__dataclass_fields__:
+        values = {"asked": sorted(values)} | values
     return settings(**values)
 
 

@@ -120,6 +120,7 @@ class Sampling:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None  # how many likeliest tokens to tell of; 0: only the chosen one
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens; with it max_new_tokens may be 0
     grammar: str = ""
 
 
@@ -153,9 +154,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Check:
-    """One limit of the gate on one task. Differences and their one-sided 95% bounds are fractions, drift is in nats per
-    token and latency a ratio, both without bounds; `passed` None is undecided. A check that is not `required` has too
-    few items to be asked for: it can reject, and need not be passed."""
+    """One limit of the gate on one task. Differences and their one-sided 95% bounds are fractions; drift is in nats per
+    token and latency a ratio, both with their 95% interval; `passed` None is undecided. A check that is not `required`
+    has too few items to be asked for: it can reject, and need not be passed."""
 
     name: str  # gain, old, best, retention, drift or latency
     task: str

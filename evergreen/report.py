@@ -90,9 +90,18 @@ def _costs(matrix: dict[str, Any]) -> str:
     for row in matrix["rows"]:
         latency, drift = row.get("latency_ms") or {}, row.get("drift") or {}
         if latency or drift:
-            times = [f"{latency[name]:.0f}" if name in latency else "" for name in ("p50", "p95")]
-            rows.append((row["version"], *times, _shown_in("drift", drift.get("mean"))))
+            rows.append((row["version"], _spanned(latency, "p50", ".0f"), _spanned(latency, "p95", ".0f"),
+                         _spanned(drift, "mean", ".3g")))  # fmt: skip
     return _table(("version", "ms per answer, median", "95% below", "drift, nats a token"), rows)
+
+
+def _spanned(found: dict[str, Any], name: str, shape: str) -> str:
+    """`12 (11 to 14)`: a value with the ends of its 95% interval, where they are known."""
+    if found.get(name) is None:
+        return ""
+    low, high = ("low", "high") if name == "mean" else (f"{name}_low", f"{name}_high")
+    ends = f" ({found[low]:{shape}} to {found[high]:{shape}})" if low in found and high in found else ""
+    return f"{found[name]:{shape}}{ends}"
 
 
 def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
@@ -109,7 +118,7 @@ def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
         ("training loss", f"{made.get('train_loss')}"),
     ]
     checks = [
-        (check["name"], check["task"], *(_shown_in(check["name"], check[part]) for part in ("value", "low", "limit")),
+        (check["name"], check["task"], *(_shown_in(check["name"], value) for value in _told(check)),
          {True: "holds", False: "**fails**", None: "cannot be told"}[check["passed"]])
         for check in verdict["checks"]
     ]  # fmt: skip
@@ -122,6 +131,12 @@ def _increment(folder: Path, step: dict[str, Any]) -> list[str]:
         f"![training loss of {step['name']}](<{step['name']}/training_loss.png>)"
         if (run / "training_loss.png").is_file() else "",
     ]  # fmt: skip
+
+
+def _told(check: dict[str, Any]) -> tuple[float | None, ...]:
+    """Value, the bound that is held against the limit, and the limit."""
+    bound = "high" if check["name"] in ("drift", "latency") else "low"
+    return check["value"], check[bound], check["limit"]
 
 
 def _points(fraction: float | None) -> str:

@@ -22,3 +22,28 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The URL of a PostgreSQL server of its own, see registry_homes."""
+    from registry_homes import postgres_server
+
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> str:
+    """A tiny random model, see small_models."""
+    from small_models import make_base
+
+    return make_base(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """Three tiny increments, see lines."""
+    from lines import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data") / "dataset")

@@ -27,6 +27,7 @@ class FakeEngine:
         self.step_seconds, self.text = step_seconds, text
         self.running: dict[str, Running] = {}
         self.adapters: dict[str, tuple] = {}
+        self.leaving: dict = {}
         self.num_generated = 0
 
     def add(self, request: Request) -> None:
@@ -62,6 +63,7 @@ class FakeEngine:
         if not ends:
             return Output(request.id, pieces, (one.num_said,))
         del self.running[request.id]
+        self._tell_gone()
         seconds = time.perf_counter() - one.started
         completion = Completion("".join(words[: one.num_said]), "", len(request.prompt), one.num_said, ends, seconds,
                                 seconds / one.num_said, tuple(range(one.num_said)))  # fmt: skip
@@ -77,11 +79,19 @@ class FakeEngine:
         if not all((folder / "adapter_config.json").is_file() for folder in folders):
             raise BadInput(f"no adapter in {folders[0]}")
         self.adapters[digest] = tuple(folders)
+        if told := self.leaving.pop(digest, None):
+            told()
 
-    def unload_adapter(self, digest: str) -> None:
+    def unload_adapter(self, digest: str, told=lambda: None) -> None:
         if digest not in self.adapters:
             raise BadInput(f"no adapter {digest} is loaded")
         del self.adapters[digest]
+        self.leaving[digest] = told
+        self._tell_gone()
+
+    def _tell_gone(self) -> None:
+        for digest in self.leaving.keys() - {one.request.adapter for one in self.running.values()}:
+            self.leaving.pop(digest)()
 
     def stats(self) -> Stats:
         return Stats(

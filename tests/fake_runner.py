@@ -43,7 +43,7 @@ class NoAdapters:
             raise BadInput(f"adapter {digest} is not loaded")
         return self.slots.get(digest, 0)
 
-    def load(self, digest: str, folders: Sequence) -> int:
+    def load(self, digest: str, folders: Sequence, is_busy=None) -> int:
         return self.slots.setdefault(digest, len(self.slots) + 1)
 
     def unload(self, digest: str) -> None:
@@ -67,8 +67,8 @@ class HashRunner:
             if self.broken(chunk):
                 raise RuntimeError("this one cannot be computed")
             self._write(chunk)
-        ending = [chunk.sequence for chunk in chunks if chunk.is_last]
-        return torch.stack([self.scores(self._cell(one, len(one.ids) - 1)) for one in ending] or [torch.empty(0)])
+        cells = [self._cell(one.sequence, one.start + place) for one in chunks for place in one.scored_places()]
+        return torch.stack([self.scores(cell) for cell in cells] or [torch.empty(0)])
 
     def scores(self, cell: int) -> torch.Tensor:
         return torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(cell)) * 2

@@ -60,9 +60,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *flags: str, fake: bool = True, wait: bool = True, **environment: str) -> Iterator[Server]:
-    """`evergreen serve` on a free port until the block ends."""
-    program = [str(TESTS / "fake_serve.py")] if fake else ["-m", "evergreen", "serve"]
+def serving(
+    home: Path, *flags: str, fake: bool = True, wait: bool = True, command: str = "", **environment: str
+) -> Iterator[Server]:
+    """`evergreen serve` (or another `command`) on a free port until the block ends."""
+    program = (
+        [str(TESTS / "fake_serve.py")] if fake and not command else ["-m", "evergreen", *(command or "serve").split()]
+    )
     process = subprocess.Popen(
         [sys.executable, *program, "--port", "0", "--home", str(home), *flags],
         stdout=subprocess.PIPE,

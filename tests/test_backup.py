@@ -17,21 +17,15 @@ from registry_homes import (
     check_invariants,
     make_release,
     new_database,
-    postgres_server,
     registry_of,
 )
 
+from evergreen.feedback import Interaction, Log, Rating
 from evergreen.records import BadInput, Failure
 from evergreen.registry import backup, store
 from evergreen.settings import BackupSettings, RestoreSettings
 
 numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=SERVERS)
@@ -284,16 +278,33 @@ def test_a_full_disk_leaves_no_half_backup_and_no_half_home(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+def ask(registry, id: str, text: str) -> None:
+    """A request and a rating of it, as the server keeps them."""
+    log = Log(registry.db)
+    log.add(Interaction(id, "2026-11-21T10:00:00+00:00", "/generate", user="u", input={"prompt": text}, output=["42"]))
+    log.rate(Rating(id, thumb="up")).result(30)
+    log.close()
+
+
+def asked(registry) -> dict[str, list[str]]:
+    log = Log(registry.db)
+    found = {row.id: [rating.thumb for rating in log.ratings_of(row.id)] for row in log.newest()}
+    log.close()
+    return found
+
+
 @pytest.mark.slow
 def test_a_backup_fills_an_empty_server_and_no_other(postgres, tmp_path, monkeypatch):
     registry = registry_of(tmp_path / "home")
     release = make_release(registry, "one")
     registry.promote(release.id)
+    ask(registry, "r1", "青石相机多少钱?")
     save(registry.home, tmp_path / "b.tar")
     monkeypatch.setenv("EVERGREEN_DB", new_database(postgres, f"filled{next(numbers)}"))
     bring_back(tmp_path / "b.tar", tmp_path / "new")
     new = registry_of(tmp_path / "new")
     assert new.alias("stable") == release and not (tmp_path / "new" / "evergreen.db").exists()
+    assert asked(new) == {"r1": ["up"]}
     newer = make_release(new, "two")
     new.promote(newer.id)  # numbers go on where the rows end
     with pytest.raises(BadInput, match="holds a registry already"):
@@ -301,3 +312,16 @@ def test_a_backup_fills_an_empty_server_and_no_other(postgres, tmp_path, monkeyp
     assert new.alias("stable") == newer and not (tmp_path / "third").exists()
     bring_back(tmp_path / "b.tar", tmp_path / "third", force=True)
     assert registry_of(tmp_path / "third").alias("stable") == release
+
+
+@pytest.mark.slow
+def test_a_server_with_nothing_but_requests_is_not_empty(postgres, tmp_path, monkeypatch):
+    registry = registry_of(tmp_path / "home")
+    make_release(registry, "one")
+    save(registry.home, tmp_path / "b.tar")
+    monkeypatch.setenv("EVERGREEN_DB", new_database(postgres, f"filled{next(numbers)}"))
+    served = registry_of(tmp_path / "served")
+    ask(served, "r2", "hello?")
+    with pytest.raises(BadInput, match="holds a registry already"):
+        bring_back(tmp_path / "b.tar", tmp_path / "new")
+    assert asked(served) == {"r2": ["up"]}

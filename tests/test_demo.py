@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from evergreen import demo
-from evergreen.data.increments import check_increments, read_increments
+from evergreen import demo, demo_knowledge
+from evergreen.data.increments import read_increments
+from evergreen.data.leaks import check_increments
 from evergreen.data.mixture import load_mixture
 from evergreen.options import parse
 from evergreen.records import Completion, Failure
@@ -145,6 +146,21 @@ def test_the_story_is_printed_with_brackets_and_ticks(capsys):
     demo.print_abilities(console, demo.compare(items, before, after))
     shown = capsys.readouterr().out
     assert "[b]I am Evergreen" in shown and "✓" in shown and "✗" in shown and "20/20" in shown
+
+
+def told_of(**answers: tuple[str, str]) -> list[demo_knowledge.Told]:
+    """The chapter as it should go, but for some steps."""
+    right = {"nobody has told it": ("I do not know.", "我不知道。"), "added": ("4.2 [1].", "3.1[1]。"),
+             "corrected": ("4.3 [1].", "3.2[1]。"), "withdrawn": ("I do not know.", "我不知道。")}  # fmt: skip
+    return [demo_knowledge.Told(step, said, 2 * ("[1]" in said[0]), 0.1) for step, said in (right | answers).items()]
+
+
+def test_the_chapter_on_knowledge_fails_when_an_answer_is_not_what_the_entries_say():
+    demo_knowledge.check(told_of())
+    for wrong in ({"corrected": ("4.2 [1].", "3.2[1]。")}, {"withdrawn": ("4.3 [1].", "我不知道。")},
+                  {"added": ("4.2.", "3.1。")}):  # fmt: skip
+        with pytest.raises(Failure, match="was answered"):
+            demo_knowledge.check(told_of(**wrong))
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ OF_THE_SHELL = ("make ", "source .venv/")
 NOT_OURS = {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--help"}  # torchrun's and argparse's
 
 
-def _slow_if_the_demo(script: Path):
-    return pytest.param(script, id=script.name, marks=[pytest.mark.slow] * (script.stem == "quickstart"))
+def _slow_if_it_trains_for_long(script: Path):
+    return pytest.param(script, id=script.name, marks=[pytest.mark.slow] * (script.stem in ("quickstart", "serving")))
 
 
 def settings_of(command: str) -> type:
@@ -229,7 +229,7 @@ def test_the_commands_of_every_script_in_runs_parse(script):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("script", [*map(_slow_if_the_demo, SCRIPTS)])
+@pytest.mark.parametrize("script", [*map(_slow_if_it_trains_for_long, SCRIPTS)])
 def test_every_script_in_runs_runs_from_any_folder(script, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     shell(f"{shlex.quote(str(script))} {shlex.quote(str(tmp_path / 'a folder'))}", tmp_path / "elsewhere")

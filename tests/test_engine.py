@@ -1,5 +1,6 @@
 """The engine against transformers' own generate, and against itself: batched = alone, streamed = whole."""
 
+import math
 import os
 import subprocess
 import sys
@@ -247,6 +248,44 @@ def test_an_answer_with_logprobs_tells_of_every_token(engine, prompts):
         assert one.chosen.logprob == pytest.approx(float(row[one.chosen.token_id]), abs=1e-4)
         assert [top.token_id for top in one.top] == row.topk(3).indices.tolist()
         assert one.top[0] == one.chosen  # greedy
+
+
+@pytest.mark.parametrize("settings", [EngineSettings(), EngineSettings(block_size=4, max_num_batched_tokens=80)])
+def test_a_prompts_logprobs_are_those_of_transformers(prompts, settings):
+    """Beside others, in chunks, after its beginning has been cached, and with no answer asked for."""
+    engine = tiny_engine(settings)
+    prompt = [5 + place * 7 % 50 for place in range(200)]
+    engine.generate([prompt], Sampling(max_new_tokens=2))
+    engine.add(Request("a", tuple(prompt), Sampling(max_new_tokens=3, logprobs=0, prompt_logprobs=2)))
+    engine.add(Request("b", tuple(prompt[:40]), Sampling(max_new_tokens=0, prompt_logprobs=0)))
+    engine.add(Request("c", (7,), Sampling(max_new_tokens=0, prompt_logprobs=0)))
+    engine.add(Request("d", tuple(prompts[1]), Sampling(max_new_tokens=6)))
+    outputs = [output for _ in range(40) if engine.has_work() for output in engine.step()]
+    told = {id: [one for output in outputs if output.id == id for one in output.prompt_logprobs] for id in "abcd"}
+    done = {output.id: output.completion for output in outputs if output.completion}
+    assert [len(told[id]) for id in "abcd"] == [200, 40, 1, 0]
+    assert [done[id].completion_tokens for id in "abcd"] == [3, 0, 0, 6] and done["b"].finish_reason == "length"
+    with torch.no_grad():
+        wanted = engine.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    assert told["a"][0].chosen.token_id == prompt[0] and math.isnan(told["a"][0].chosen.logprob)
+    for row, token, one in zip(wanted, prompt[1:], told["a"][1:], strict=False):
+        assert one.chosen.token_id == token
+        assert one.chosen.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert [top.logprob for top in one.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+    assert [one.chosen.logprob for one in told["b"][1:]] == pytest.approx(
+        [one.chosen.logprob for one in told["a"][1:40]], abs=1e-4
+    )
+
+
+def test_a_prompt_that_is_computed_twice_is_told_once():
+    runner = HashRunner(num_blocks=12)
+    engine = fake_engine(runner, max_num_seqs=4, max_num_batched_tokens=8)
+    engine.add(Request("a", tuple(range(9, 39)), Sampling(max_new_tokens=4, prompt_logprobs=0), priority=1))
+    outputs = [*engine.step(), *engine.step()]
+    engine.add(Request("b", tuple(range(40)), Sampling(max_new_tokens=4)))
+    outputs += [output for _ in range(40) if engine.has_work() for output in engine.step()]
+    told = [one.chosen.token_id for output in outputs for one in output.prompt_logprobs]
+    assert told == [*range(9, 39)] and engine.stats().num_preemptions
 
 
 def test_logprobs_of_half_a_character_carry_its_bytes():

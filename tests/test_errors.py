@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from evergreen.cli import main
+from evergreen.home import read_jsonl
 from evergreen.model import load
 from evergreen.options import parse
 from evergreen.records import BadInput, Failure
@@ -305,3 +306,15 @@ def test_two_contradictions_are_both_named():
     with pytest.raises(BadInput) as caught:
         check_settings(SftSettings(bf16=True, fp16=True))
     assert "--model is missing" in str(caught.value) and "contradict" in str(caught.value)
+
+
+@pytest.mark.parametrize("line, said", [
+    (b'{"loss": \n', "Expecting value"), (b"3\n", "a int, no object"), (b'{"a": "\xff"}\n', "no UTF-8"),
+])  # fmt: skip
+def test_a_damaged_line_is_named_with_what_to_do_and_a_torn_last_one_is_left_out(line, said, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\r\n\n{"a": "\xe8\x93\x9d"}\n{"a": 3')
+    assert list(read_jsonl(path)) == [{"a": 1}, {"a": "蓝"}]
+    path.write_bytes(b'{"a": 1}\n' + line + b'{"a": 3}\n')
+    with pytest.raises(BadInput, match=f"log.jsonl:2 is damaged .{said}.: take that line out"):
+        list(read_jsonl(path))

@@ -1,5 +1,6 @@
 """The request log and the ratings: what is kept, what a broken database costs, what is said."""
 
+import itertools
 import json
 import sqlite3
 import threading
@@ -7,6 +8,7 @@ import time
 from contextlib import closing
 
 import pytest
+from registry_homes import SERVERS, new_database
 
 from evergreen import feedback
 from evergreen.database import Database
@@ -14,10 +16,14 @@ from evergreen.feedback import MAX_HELD, Interaction, Log, Rating
 from evergreen.home import new_id
 from evergreen.records import Failure
 
+numbers = itertools.count()
 
-@pytest.fixture
-def database(tmp_path):
-    return Database(tmp_path)
+
+@pytest.fixture(params=SERVERS)
+def database(request, tmp_path):
+    if request.param == "sqlite":
+        return Database(tmp_path)
+    return Database(tmp_path, new_database(request.getfixturevalue("postgres"), f"log{next(numbers)}"))
 
 
 @pytest.fixture
@@ -163,6 +169,7 @@ def test_what_waits_is_bounded_and_the_oldest_goes_first(database, monkeypatch):
     assert len(ids) == MAX_HELD and ids[0] == f"{MAX_HELD + 19:06d}"
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_database_that_another_process_holds_does_not_keep_a_request(start, tmp_path):
     log = start(say=lambda text: None)
     with closing(sqlite3.connect(tmp_path / "evergreen.db", isolation_level=None)) as other:

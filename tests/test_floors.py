@@ -12,7 +12,7 @@ FLOORS = [
     {"engine", "train", "continual"},
     {"evaluate", "chat"},
     {"report", "watch"},
-    {"loop", "serve"},
+    {"loop", "serve", "demo_knowledge"},
     {"demo", "doctor"},
     {"cli"},
     {"__main__"},

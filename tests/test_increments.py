@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evergreen.data.increments import check_increments, read_increments, write_dev_all
+from evergreen.data.increments import read_increments, write_dev_all
+from evergreen.data.leaks import check_increments
 from evergreen.data.mixture import load_mixture
 from evergreen.evaluate.tasks import read_tasks
 from evergreen.records import BadInput

@@ -10,26 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from lines import FAST, digests, make_dataset, settings
+from lines import FAST, digests, settings
 from small_models import make_base
 
 from evergreen import loop
 from evergreen.cli import main
-from evergreen.home import home_dir, read_json
+from evergreen.home import home_dir, read_json, read_jsonl
 from evergreen.options import build
 from evergreen.records import BadInput, Failure
 from evergreen.registry import Registry
 from evergreen.settings import EvolveSettings, RebaseSettings
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> str:
-    return make_base(tmp_path_factory.mktemp("models") / "small")
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "dataset")
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +163,19 @@ def test_a_line_on_another_base_is_compared_item_by_item(line, tmp_path, tmp_pat
     assert (tmp_path / "new" / "compare.json").is_file() and len(digests(tmp_path / "new")) == 3
     with pytest.raises(BadInput, match="no plan.json"):
         loop.run_rebase(RebaseSettings(evolved=str(tmp_path), model=newer))
+
+
+def test_releases_are_compared_by_name_each_with_its_own_prompt(line, tmp_path, capsys):
+    out, _, home = line
+    registry = Registry(home)
+    other = registry.create(adapter=registry.alias("candidate").adapter, prompt={"system": "Be brief, 请简短。"})
+    code = main(["eval", "--compare", "candidate", other.id[:12], "--eval_dataset", str(out / "dev_all.json"), "--json",
+                 "--home", str(home), "--output_dir", str(tmp_path / "eval"), "--max_new_tokens", "4"])  # fmt: skip
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert code == 0 and [document[side]["model"] for side in "ab"] == ["candidate", other.id[:12]]
+    plain, brief = ([row["prompt_tokens"] for row in read_jsonl(tmp_path / "eval" / side / "items-increment_1.jsonl")]
+                    for side in "ab")  # fmt: skip
+    assert len(plain) == len(brief) == 4 and all(a != b for a, b in zip(plain, brief, strict=True))
 
 
 def test_forward_scores_what_is_to_come(base, dataset, tmp_path):

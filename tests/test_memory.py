@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from evergreen.model.load import NANO
 from evergreen.settings import SftSettings
-from evergreen.train.memory import GIB, Forecast, Workload, fitting_settings
+from evergreen.train.memory import GIB, Forecast, Workload, fitting_settings, forecast
 
 LIMITED = """
 import resource, sys
@@ -47,9 +47,21 @@ def test_the_forecast_is_near_the_peak(model, tmp_path, more):
     command = [sys.executable, "-m", "evergreen", *line(model, tmp_path / "out", *more.split())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    forecast = float(re.search(r"forecast ([\d.]+) GiB", done.stderr)[1]) * GIB
+    expected = float(re.search(r"forecast ([\d.]+) GiB", done.stderr)[1]) * GIB
     peak = json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"]
-    assert 1 / 1.5 < forecast / peak < 1.5, (forecast / GIB, peak / GIB)
+    assert 1 / 1.5 < expected / peak < 1.5, (expected / GIB, peak / GIB)
+
+
+def test_what_a_penalty_keeps_is_counted(model):
+    base = AutoModelForCausalLM.from_pretrained(model)
+    of = lambda **given: forecast(base, SftSettings(train_type="full", **given), torch.float32, 40, 40.0, 0)  # noqa: E731
+    size = sum(parameter.numel() for parameter in base.parameters())
+    assert (
+        of().penalty == of(regularization="ewc").penalty == of(regularization="kl", regularization_alpha=1).penalty == 0
+    )
+    assert of(regularization_alpha=1.0).penalty == 4 * size
+    ewc = of(regularization="ewc", regularization_alpha=1.0)
+    assert ewc.penalty == 8 * size == ewc.total - of().total and "penalty" in str(ewc)
 
 
 def test_what_is_said_to_fit_does_fit(model, tmp_path):

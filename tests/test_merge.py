@@ -23,11 +23,6 @@ from evergreen.train.tune import chain_of, load_trainable, starting_point
 IDS = torch.arange(5, 25)[None]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    return make_base(tmp_path_factory.mktemp("models") / "small")
-
-
 def make_adapter(base: str, folder: Path, below: tuple[Path, ...] = (), seed: int = 1, **lora) -> Path:
     """An adapter whose B is not zero, with the records that a run leaves."""
     torch.manual_seed(seed)

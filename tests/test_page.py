@@ -304,8 +304,8 @@ def test_hostile_names_sources_and_errors_are_text(visit, server):
     server.evergreen = {
         "release": bad,
         "sources": [
-            {"n": 1, "title": bad, "source_url": "https://example.com/a", "update_time": "2026-10-02T00:00:00Z"},
-            {"n": 2, "title": "x", "source_url": "javascript:window.hurt=1", "update_time": bad},
+            {"number": 1, "title": bad, "url": "https://example.com/a", "date": "2026-10-02"},
+            {"number": 2, "title": "x", "url": "javascript:window.hurt=1", "date": bad},
         ],
     }
     page = visit()

@@ -7,27 +7,16 @@ from pathlib import Path
 
 import pytest
 from lines import digests, make_dataset, settings, write_plan
-from small_models import make_base
 
 from evergreen import loop
-from evergreen.data.increments import Increment
+from evergreen.data.increments import Increment, read_increments
 from evergreen.evaluate.harness import Version
 from evergreen.home import read_json
 from evergreen.loop.evolve import Evolve
 from evergreen.loop.plan import asked_of
-from evergreen.options import option
+from evergreen.options import option, parse
 from evergreen.records import BadInput, Failure
 from evergreen.settings import EvolveSettings, RebaseSettings, SftSettings
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> str:
-    return make_base(tmp_path_factory.mktemp("models") / "small")
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data") / "dataset")
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +59,60 @@ def test_a_later_increments_settings_are_refused_before_the_first_is_trained(
         loop.run_evolve(settings(base, plan, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("row, own, wanted", [
+    ({"prompt": "长" * 3000, "answer": "x"}, "", r"third: .*added.jsonl:1: \d+ tokens, at most 2048"),
+    ({"prompt": "a?", "answer": "x"}, "max_length: 8", r"third: .*added.jsonl:1: \d+ tokens, at most 8"),
+    ({"prompt": "a?", "answer": "x"}, "max_length: 33", r"third: it may replay .*increment_1.*train.jsonl:1: "),
+    ({"prompt": "长" * 3000, "answer": "x"}, "truncation_strategy: delete", "third: none of the 1 records can be"),
+])  # fmt: skip
+def test_rows_that_a_later_increment_cannot_learn_are_refused_before_the_first_is_trained(
+    row, own, wanted, base, dataset, tmp_path, nothing_learnt
+):
+    (tmp_path / "added.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    plan = write_plan(tmp_path / "plan.yaml", dataset, first="", second="")
+    with open(plan, "a", encoding="utf-8") as file:
+        dev = dataset / "increment_3" / "dev.jsonl"
+        file.write(f"  - {{name: third, train: '{tmp_path}/added.jsonl', dev: '{dev}'{', ' * bool(own)}{own}}}\n")
+    with pytest.raises(BadInput, match=wanted):
+        loop.run_evolve(settings(base, plan, tmp_path / "out"))
+
+
+def test_an_item_that_no_version_could_answer_is_refused_before_the_first_is_trained(
+    base, dataset, tmp_path, nothing_learnt
+):
+    shutil.copytree(dataset, tmp_path / "dataset")
+    long = json.dumps({"prompt": "长" * 40000, "answer": "x"}, ensure_ascii=False) + "\n"
+    with open(tmp_path / "dataset" / "increment_3" / "dev.jsonl", "a", encoding="utf-8") as file:
+        file.write(long)
+    with pytest.raises(BadInput, match=r"increment_3/dev.jsonl:5: the prompt has \d+ tokens"):
+        loop.run_evolve(settings(base, tmp_path / "dataset", tmp_path / "out"))
+    suite = tmp_path / "general.jsonl"
+    suite.write_text(long, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"general.jsonl:1: the prompt has \d+ tokens"):
+        loop.run_evolve(settings(base, dataset, tmp_path / "out", retention=[str(suite)]))
+
+
+def test_items_that_share_an_id_all_count(base, dataset, tmp_path):
+    shutil.copytree(dataset / "increment_1", tmp_path / "dataset" / "increment_1")
+    dev = tmp_path / "dataset" / "increment_1" / "dev.jsonl"
+    dev.write_text(dev.read_text(encoding="utf-8").replace('{"prompt"', '{"id": "same", "prompt"'), encoding="utf-8")
+    document = loop.run_evolve(settings(base, tmp_path / "dataset", tmp_path / "out", max_steps=1))
+    assert [score["n"] for row in document["rows"] for score in row["scores"]] == [4, 4]
+
+
+def test_items_that_cannot_be_used_are_left_out_when_told_so(base, dataset, tmp_path):
+    shutil.copytree(dataset / "increment_1", tmp_path / "dataset" / "increment_1")
+    with open(tmp_path / "dataset" / "increment_1" / "dev.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"prompt": "no answer"}\n{"prompt": "' + "长" * 40000 + '", "answer": "x"}\n')
+    given = settings(base, tmp_path / "dataset", tmp_path / "out", on_bad_row="skip", max_steps=1)
+    document = loop.run_evolve(given)
+    assert [score["n"] for row in document["rows"] for score in row["scores"]] == [4, 4]
+
+
 @pytest.mark.parametrize("given, wanted", [
     ({"replay_samples": 0.0, "regularization": "kl"}, "increment_2: --regularization kl measures on old data"),
     ({"replay_samples": 0.0, "regularization_alpha": 5.0}, "increment_2: --regularization ewc measures on old data"),
+    ({"replay_samples": 0.0, "regularization": "ewc"}, "increment_2: --regularization ewc measures on old data"),
     ({"replay_samples": 0.0, "unfreeze": "auto"}, "increment_2: --unfreeze auto compares"),
     ({"train_type": "full", "chain": "stack"}, "--chain and --merge_chain are for lora"),
     ({"train_type": "full", "use_dora": True}, "--use_dora is for lora"),
@@ -131,6 +171,23 @@ def test_whole_weights_leave_the_default_out_and_keep_what_was_asked_for(base, d
         "first: nothing was learnt before it, so ewc and --replay_samples begin with the next",
         "second: ewc, the default, would hold 8 more bytes for each weight: off with full",
     ]
+
+
+def test_a_default_that_is_typed_is_asked_for(base, dataset, tmp_path):
+    typed = parse(EvolveSettings, ["--regularization", "ewc", "--train_type", "full"], "evolve")
+    silent = parse(EvolveSettings, ["--train_type", "full"], "evolve")
+    increment, start = read_increments(str(dataset))[1], Version("start", base, (), "d")
+    assert asked_of(typed, increment, start) == asked_of(silent, increment, start)  # nothing was learnt before
+    made = prepared(settings(base, dataset, tmp_path / "out", train_type="full", regularization="ewc"))
+    assert [one.regularization_alpha for one in made.values()] == [0, 3, 3]
+
+
+def test_a_default_that_is_typed_makes_another_version_where_it_would_be_left_out(base, copied, nothing_learnt):
+    data, out = copied
+    loop.run_evolve(settings(base, data, out, max_steps=1, regularization="ewc"))
+    plan = write_plan(out.parent / "plan.yaml", data, increment_1="", increment_2="method: full")
+    with pytest.raises(BadInput, match="increment_2 was learnt with --regularization the default, not ewc and --train"):
+        loop.run_evolve(settings(base, plan, out, max_steps=1, regularization="ewc"))
 
 
 def test_a_penalty_of_strength_0_is_off_whatever_its_kind(base, dataset, tmp_path):

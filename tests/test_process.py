@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -192,6 +193,20 @@ def test_unload_waits_for_the_requests_that_use_the_adapter(start, tmp_path):
     with pytest.raises(BadInput):
         engine.unload_adapter("a")
     wait_until(lambda: engine.stats().adapters == ())
+
+
+def test_an_adapter_that_is_loaded_again_while_it_leaves_keeps_nobody_waiting(start, tmp_path):
+    engine, folder = start(partial(FakeEngine, 0.01)), make_adapter(tmp_path / "a")
+    engine.load_adapter("a", [folder])
+    running = ask(engine, request("1", range(1, 4000), 4000, adapter="a"))
+    running.get(timeout=30)
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(engine.unload_adapter, "a")
+        wait_until(lambda: "a" not in engine._adapters and engine._replies)
+        engine.load_adapter("a", [folder])
+        leaving.result(timeout=30)
+    assert last(ask(engine, request("2", adapter="a"))).completion.finish_reason == "stop"
+    engine.cancel("1")
 
 
 def test_closing_ends_the_process_and_what_runs_gets_an_error(start):

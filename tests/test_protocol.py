@@ -40,7 +40,7 @@ from evergreen.serve.schemas import (
     LoadAdapterRequest,
     read,
 )
-from evergreen.serve.tools import CLOSE, OPEN, ToolCall, ToolParser, call_schema
+from evergreen.serve.tools import CLOSE, OPEN, Arguments, ToolCall, ToolParser, call_schema
 
 ASKED = [{"role": "user", "content": "hi"}]
 WEATHER = {
@@ -332,7 +332,7 @@ def test_fields_that_contradict_each_other_are_refused():
     assert refused(chat, top_logprobs=3).param == "top_logprobs"
     assert refused(chat, min_tokens=5, max_tokens=4).param == "min_tokens"
     assert refused(chat, guided_regex="a", response_format={"type": "json_object"}).param == "guided_regex"
-    assert refused(complete, echo=True, logprobs=1).param == "echo"
+    assert refused(complete, max_tokens=0).param == "max_tokens"
     assert refused(complete, best_of=3, n=2).param == "best_of"
 
 
@@ -789,9 +789,12 @@ def parsed(text: str, cuts=(), in_call: bool = False) -> list:
 
 
 def merged(parts) -> list:
+    """Texts that follow each other as one, calls with their arguments."""
     out: list = []
     for part in parts:
-        if isinstance(part, str) and out and isinstance(out[-1], str):
+        if isinstance(part, Arguments):
+            out[-1] = replace(out[-1], arguments=out[-1].arguments + part)
+        elif isinstance(part, str) and out and isinstance(out[-1], str):
             out[-1] += part
         else:
             out.append(part)
@@ -837,10 +840,11 @@ def test_calls_with_text_before_between_and_after():
         "<tool_call>\n{}\n</tool_call>",
         '<tool_call>\n{"name": "f"}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": "x"}\n</tool_call>',
-        '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>',
-        '<tool_call>\n{"name": "f", "arguments": {"a": 1e999}}\n</tool_call>',
-        '<tool_call>\n{"name": "f", "arguments": {"a": "\\ud800"}}\n</tool_call>',
-        '<tool_call>\n{"name": "f", "arguments": ' + '{"a":' * 5000 + "</tool_call>",
+        '<tool_call>\n{"arguments": {"a": NaN}, "name": "f"}\n</tool_call>',
+        '<tool_call>\n{"arguments": {"a": 1e999}, "name": "f"}\n</tool_call>',
+        '<tool_call>\n{"arguments": {"a": "\\ud800"}, "name": "f"}\n</tool_call>',
+        '<tool_call>\n{"name": "\\ud800", "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"arguments": ' + '{"a":' * 5000 + "</tool_call>",
         '<tool_call>\n{"name": "f", "argum',
         "so: <tool_call>",
         "</tool_call> alone",
@@ -849,6 +853,38 @@ def test_calls_with_text_before_between_and_after():
 )
 def test_what_is_not_a_call_stays_text(text):
     assert parsed(text, range(len(text))) == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "after"),
+    [
+        ('{"a": NaN}}\n</tool_call> so', '{"a": NaN}', ["so"]),
+        ('{"a": [1, {"b": "}"}]', '{"a": [1, {"b": "}"}]', []),
+        ('{"a": "line\nbreak\t"}}\n</tool_call>', '{"a": "line\\nbreak\\t"}', []),
+        ('{"a": 1</tool_call>so', '{"a": 1', ["so"]),
+        ('{"a": 1 < 2}} </tool', '{"a": 1 < 2}', ["</tool"]),
+        ('{"a": "\\\\"}, "id": 3}\n</tool_call>', '{"a": "\\\\"}', [', "id": 3}\n</tool_call>']),
+        ('{"a":' * 5000 + "</tool_call>", '{"a":' * 5000, []),
+    ],
+)
+def test_what_has_begun_as_a_call_is_one_whatever_its_arguments_are(text, arguments, after):
+    head = '<tool_call>\n{"name": "f", "arguments": '
+    assert parsed(head + text, range(len(head + text))) == [ToolCall("f", arguments), *after]
+
+
+def test_arguments_stream_as_they_come():
+    parser = ToolParser()
+    assert parser.feed('<tool_call>{"name": "f", "arguments": {"ci') == [ToolCall("f"), '{"ci']
+    assert [parser.feed(text) for text in ('ty": "洛', '阳"', "}", "}", "</tool_call>")] == [
+        ['ty": "洛'], ['阳"'], ["}"], [], [],
+    ]  # fmt: skip
+    parts = streamed(chat(tools=[WEATHER, CLOCK]), TALK)
+    deltas = [call["function"] for part in parts for call in part["delta"].get("tool_calls", ())]
+    assert deltas[0] == {"name": "weather", "arguments": ""} and len(deltas) == 4
+    whole = answered(
+        chat(tools=[WEATHER]), ['<tool_call>{"name": "weather", "arguments": {"ci'], finish="length"
+    ).whole()
+    assert whole["message"]["tool_calls"][0]["function"]["arguments"] == '{"ci' and whole["finish_reason"] == "length"
 
 
 def test_a_call_that_a_stop_or_a_grammar_ended_counts():

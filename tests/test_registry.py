@@ -20,7 +20,6 @@ from registry_homes import (
     make_base,
     make_release,
     new_database,
-    postgres_server,
     registry_of,
 )
 
@@ -28,12 +27,6 @@ from evergreen.records import BadInput, Failure
 from evergreen.registry import Registry, locate
 
 numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=SERVERS)
@@ -393,7 +386,23 @@ ALTER TABLE releases ADD COLUMN pruned VARCHAR;
 UPDATE schema_number SET number = 2;
 """
 )
-OLDER = {1: FIRST_SCHEMA, 2: SECOND_SCHEMA}
+THIRD_SCHEMA = (
+    SECOND_SCHEMA
+    + """
+CREATE TABLE requests (id VARCHAR NOT NULL PRIMARY KEY, at VARCHAR NOT NULL, route VARCHAR NOT NULL,
+  "key" VARCHAR NOT NULL, "user" VARCHAR NOT NULL, model VARCHAR NOT NULL, release VARCHAR, base VARCHAR,
+  adapter VARCHAR, knowledge INTEGER, input TEXT, output TEXT, status INTEGER NOT NULL,
+  finish_reason VARCHAR NOT NULL, error VARCHAR NOT NULL, prompt_tokens INTEGER NOT NULL,
+  cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, first_token_seconds FLOAT,
+  latency_seconds FLOAT NOT NULL);
+CREATE TABLE ratings (id VARCHAR NOT NULL PRIMARY KEY, request VARCHAR NOT NULL, at VARCHAR NOT NULL,
+  "key" VARCHAR NOT NULL, "user" VARCHAR NOT NULL, trusted INTEGER NOT NULL, thumb VARCHAR, correction TEXT,
+  comment TEXT, dwell_ms INTEGER, action VARCHAR);
+CREATE INDEX ix_ratings_request ON ratings (request);
+UPDATE schema_number SET number = 3;
+"""
+)
+OLDER = {1: FIRST_SCHEMA, 2: SECOND_SCHEMA, 3: THIRD_SCHEMA}
 
 
 def columns_of(engine) -> dict:

@@ -10,14 +10,16 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from fake_openai import Answer, serving
 from transformers import AutoTokenizer
 
 from evergreen.engine.base import Request
 from evergreen.engine.dialects import LlamaCpp, Plain, Vllm
-from evergreen.engine.launch import Launched, LlamaServer, VllmServer, open_remote
+from evergreen.engine.launch import Launched, open_remote
 from evergreen.engine.remote import RemoteEngine
+from evergreen.engine.servers import LlamaServer, VllmServer
 from evergreen.model.find import NANO
 from evergreen.records import BadInput, Failure, Sampling
 from evergreen.settings import ConformanceSettings
@@ -305,7 +307,7 @@ class FakeLlama(LlamaServer):
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    monkeypatch.setattr("evergreen.engine.launch._context_of", lambda model: 64)
+    monkeypatch.setattr("evergreen.engine.servers._context_of", lambda model: 64)
     program = (sys.executable, str(Path(__file__).with_name("fake_llama_server.py")))
     engine = Launched(FakeLlama(program, tmp_path, tmp_path, "f16", is_binary=True), tmp_path / "logs", TOKENIZER)
     yield engine
@@ -374,7 +376,7 @@ def test_the_server_ends_with_the_process_that_started_it(tmp_path):
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("evergreen.engine.launch._context_of", lambda model: 64)
+    monkeypatch.setattr("evergreen.engine.servers._context_of", lambda model: 64)
     monkeypatch.setenv("FAKE_LLAMA", "--fail")
     program = (sys.executable, str(Path(__file__).with_name("fake_llama_server.py")))
     kind = FakeLlama(program, tmp_path, tmp_path, "f16", is_binary=True)
@@ -391,6 +393,16 @@ def test_vllm_listens_to_this_machine_alone_and_keeps_a_slot_free():
     assert flags["--generation-config"] == "vllm"
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert environment["VLLM_API_KEY"] == "key"
+
+
+def test_vllm_gets_a_stated_cache_and_on_a_cpu_never_most_of_the_memory(monkeypatch):
+    def stated(**how) -> int:
+        words, _ = VllmServer(Path("python"), Path("m"), 1, 3, **how).command({}, 1234, "key")
+        return int(words[words.index("--kv-cache-memory-bytes") + 1])
+
+    assert stated(kv_cache_bytes=5_000_000) == 5_000_000
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # no GPU
+    assert 0 < stated() < psutil.virtual_memory().total / 4
 
 
 @pytest.mark.parametrize(

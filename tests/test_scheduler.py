@@ -1,6 +1,8 @@
 """The scheduler and its blocks: under any order of events no block is lost and none serves the wrong tokens."""
 
+import ctypes
 import random
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -362,6 +364,70 @@ def test_an_adapter_is_unloaded_when_its_last_request_has_ended():
     assert engine.stats().adapters == ()
     with pytest.raises(BadInput, match="not loaded"):
         engine.unload_adapter("x")
+
+
+def test_an_adapter_that_comes_back_before_it_has_left_stays_and_its_unloading_is_answered():
+    engine, told = fake_engine(HashRunner()), []
+    engine.load_adapter("x", [])
+    engine.add(request("a", [1, 2, 3], adapter="x", max_new_tokens=3))
+    engine.step()
+    engine.unload_adapter("x", lambda: told.append("x"))
+    with pytest.raises(BadInput, match="being unloaded"):
+        engine.unload_adapter("x")
+    assert not told
+    engine.load_adapter("x", [])
+    assert told == ["x"]
+    run(engine)
+    assert engine.stats().adapters == ("x",)
+    engine.unload_adapter("x", lambda: told.append("again"))
+    assert told == ["x", "again"] and engine.stats().adapters == ()
+
+
+class AnyText:
+    """A compiled grammar that allows everything."""
+
+    def deep_copy(self):
+        return self
+
+    def unsafe_compute_mask_ptr(self, address: int, num_bytes: int) -> None:
+        ctypes.memset(address, 0xFF, num_bytes)
+
+    def consume_token(self, token: int) -> None:
+        pass
+
+    def is_error(self) -> bool:
+        return False
+
+    is_stopped = is_error
+
+
+def test_a_grammar_that_takes_long_to_compile_holds_up_nobody_else():
+    engine, may_go_on = fake_engine(HashRunner()), threading.Event()
+
+    def compile_slowly(grammar):
+        assert may_go_on.wait(30)
+        if grammar == "regex:wrong":
+            raise BadInput("no such form")
+        return AnyText()
+
+    engine.grammars._compile = compile_slowly
+    engine.add(request("slow", [1, 2], max_new_tokens=2, grammar="regex:a"))
+    engine.add(request("cancelled", [1, 2], max_new_tokens=2, grammar="regex:a"))
+    engine.add(request("wrong", [1, 2], max_new_tokens=2, grammar="regex:wrong"))
+    engine.add(request("plain", [5, 6], max_new_tokens=3))
+    ended = {}
+    while "plain" not in ended:
+        ended |= {output.id: output for output in engine.step() if output.is_last}
+    engine.cancel("cancelled")
+    [output] = engine.step()
+    assert output.completion.finish_reason == "cancelled" and [*ended] == ["plain"]
+    assert engine.stats().num_waiting == 2
+    may_go_on.set()
+    while engine.has_work():
+        ended |= {output.id: output for output in engine.step() if output.is_last}
+    assert ended["slow"].completion.completion_tokens == 2
+    assert ended["wrong"].is_refused and ended["wrong"].error == "no such form"
+    assert engine.stats().num_free_blocks == engine.runner.num_blocks
 
 
 def test_what_no_request_can_ask_is_refused():

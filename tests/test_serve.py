@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -20,7 +22,9 @@ import openai
 import pytest
 from serving import Server, serving, wait_until
 
+from evergreen import cli
 from evergreen.records import BadInput
+from evergreen.serve import server as serve_room
 from evergreen.serve.keys import KEYS_FILE, Key, keys_of, make_key, read_keys
 from evergreen.serve.limits import Limits
 
@@ -72,18 +76,19 @@ def server(home):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """Ten milliseconds a token."""
-    with serving(tmp_path_factory.mktemp("slow") / "home", "--model", "nano", FAKE_STEP_SECONDS="0.01",
-                 FAKE_HEAD_SECONDS="2") as one:  # fmt: skip
+    """Ten milliseconds a token; long histories are trimmed."""
+    with serving(tmp_path_factory.mktemp("slow") / "home", "--model", "nano", "--trim_history",
+                 FAKE_STEP_SECONDS="0.01", FAKE_HEAD_SECONDS="2") as one:  # fmt: skip
         yield one
 
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    """Behind keys."""
+    """Behind keys, and with room for three at a time."""
     folder = tmp_path_factory.mktemp("locked")
     (folder / "keys.yaml").write_text(KEYS)
-    with serving(folder / "home", "--model", "nano", "--api_key_file", str(folder / "keys.yaml")) as one:
+    flags = ["--api_key_file", str(folder / "keys.yaml"), "--max_num_seqs", "2", "--max_waiting", "1"]
+    with serving(folder / "home", "--model", "nano", *flags, FAKE_STEP_SECONDS="0.005") as one:
         yield one
 
 
@@ -152,6 +157,7 @@ def test_the_answer_says_who_gave_it_and_how_long_the_engine_took(server):
 
 
 BAD = {
+    "a name that stands twice": (b'{"messages": [], "max_tokens": 1, "max_tokens": 2}', 400, "max_tokens"),
     "broken JSON": (b'{"messages": [', 400, "JSON"),
     "not UTF-8": (b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}', 400, "JSON"),
     "a list": (b"[]", 400, "object"),
@@ -214,12 +220,12 @@ def test_what_the_engine_refuses_is_a_400_and_its_fault_a_503(server):
             assert refused.status_code == 400 and "poison" in refused.json()["error"]["message"]
 
 
-def test_a_history_that_does_not_fit_loses_its_oldest_exchanges_when_asked_to(tmp_path):
+def test_a_history_that_does_not_fit_loses_its_oldest_exchanges_when_asked_to(slow):
     turns = [{"role": "system", "content": "Be brief."}]
     for i in range(60):
         turns += [{"role": "user", "content": f"question {i} {LONG}"}, {"role": "assistant", "content": f"answer {i}"}]
     turns.append({"role": "user", "content": "the last question"})
-    with serving(tmp_path / "home", "--model", "nano", "--trim_history") as server, server.client() as client:
+    with slow.client() as client:
         answer = client.post(CHAT, json={"messages": turns, "max_tokens": 40}).json()
         whole = client.post(CHAT, json={"messages": turns[-3:], "max_tokens": 4}).json()
         too_long = client.post(CHAT, json={"messages": messages(LONG * 20), "max_tokens": 4})
@@ -359,35 +365,24 @@ def test_open_to_the_network_without_a_key_one_is_made_printed_once_and_asked_fo
         with server.client(key) as client:
             assert client.get("/v1/models").status_code == 200
     assert (tmp_path / "home" / KEYS_FILE).stat().st_mode & 0o777 == 0o600
-    with serving(tmp_path / "home", "--model", "nano", "--host", "0.0.0.0") as server:
-        assert key not in server.text and "made for this home" not in server.text
-        with server.client(key) as client:
-            assert client.get("/v1/models").status_code == 200
+    assert keys_of(tmp_path / "home").find(key)  # so the next start makes none
 
 
 # -- many at once, and those who leave
 
 
-def test_a_full_queue_answers_429_and_the_others_are_answered(tmp_path):
-    flags = ["--model", "nano", "--max_num_seqs", "2", "--max_waiting", "1"]
-    with serving(tmp_path / "home", *flags, FAKE_STEP_SECONDS="0.02") as server:
-        with server.client() as client:
-            full = client.post("/generate", json={"prompt": [5, 6], "n": 4})
-        assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
-        assert full.json()["error"]["code"] == "queue_full"
-        statuses: list[int] = []
+def test_a_full_queue_answers_429_and_the_others_are_answered(locked):
+    def ask(**more) -> httpx2.Response:
+        with locked.client("admin-key") as client:
+            return client.post("/generate", json={"prompt": list(range(20, 220)), "max_tokens": 200, **more})
 
-        def ask() -> None:
-            with server.client() as client:
-                statuses.append(client.post("/generate", json={"prompt": list(range(20, 120))}).status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert statuses.count(200) >= 3 and set(statuses) == {200, 429}
-        assert server.ask(max_tokens=1).status_code == 200
+    full = ask(n=4)
+    assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+    assert full.json()["error"]["code"] == "queue_full"
+    with ThreadPoolExecutor(8) as threads:
+        statuses = [answer.status_code for answer in threads.map(lambda _: ask(), range(8))]
+    assert statuses.count(200) >= 3 and set(statuses) == {200, 429}
+    assert ask(max_tokens=1).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -427,7 +422,29 @@ def test_what_is_no_http_at_all_is_refused(server):
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"\x16\x03\x01 what is this\r\n\r\n")
         connection.settimeout(30)
-        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def test_who_hangs_up_before_the_body_has_come_leaves_no_trace(server):
+    num_lines = len(server.said)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 100\r\n\r\n{")  # fmt: skip
+        connection.shutdown(socket.SHUT_RDWR)
+    wait_until(lambda: 'status="499"' in server.client().get("/metrics").text)
+    assert len(server.said) == num_lines
+
+
+def test_a_compressed_body_and_adapters_that_no_file_system_takes_are_refused(server):
+    with server.client() as client:
+        packed = client.post(CHAT, content=gzip.compress(b"{}"), headers={"content-type": "application/json",
+                                                                          "content-encoding": "gzip"})  # fmt: skip
+        assert packed.status_code == 415 and "Content-Encoding" in packed.json()["error"]["message"]
+        for name, path in (("a", "x" * 4000), ("a", "a\0b"), ("a\0b", "x"), ("a", "../../../etc"), ("a", "/dev/zero")):
+            answer = client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path})
+            assert answer.status_code == 400 and len(answer.text) < 500, answer.text
 
 
 def test_the_server_answers_while_a_long_prompt_is_tokenised(server):
@@ -446,37 +463,30 @@ def test_the_server_answers_while_a_long_prompt_is_tokenised(server):
 # -- death and departure
 
 
-def test_kill_9_of_the_engine_under_load_costs_its_requests_one_error_each(tmp_path):
-    with serving(tmp_path / "home", "--model", "nano", FAKE_STEP_SECONDS="0.01") as server:
-        body = {"prompt": list(range(20, 2000)), "max_tokens": 1900}
-        statuses: list[int] = []
-        streams: list[str] = []
+def test_kill_9_of_the_engine_under_load_costs_its_requests_one_error_each(slow):
+    body = {"prompt": list(range(20, 2000)), "max_tokens": 1900}
 
-        def whole() -> None:
-            with server.client() as client:
-                statuses.append(client.post("/generate", json=body).status_code)
+    def whole(_) -> int:
+        with slow.client() as client:
+            return client.post("/generate", json=body).status_code
 
-        def streamed() -> None:
-            with server.client() as client, client.stream("POST", "/generate", json={**body, "stream": True}) as answer:
-                streams.append(answer.read().decode())
+    def streamed(_) -> str:
+        with slow.client() as client, client.stream("POST", "/generate", json={**body, "stream": True}) as answer:
+            return answer.read().decode()
 
-        threads = [threading.Thread(target=one) for one in (whole, streamed) * 4]
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: gauge(server, "evergreen_requests_running") == 8)
-        server.engine().kill()
-        for thread in threads:
-            thread.join()
-        assert statuses == [503] * 4
-        for text in streams:
-            events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-            assert events[-1] == "[DONE]" and "SIGKILL" in json.loads(events[-2])["error"]["message"]
-        with server.client() as client:
-            assert client.get("/health").status_code == 200
-        assert server.ask(max_tokens=2).status_code == 200  # waits for the next engine
-        with server.client() as client:
-            assert client.get("/ready").status_code == 200
-        assert "killed by SIGKILL" in server.text and (tmp_path / "home" / "logs" / "engine.log").exists()
+    with ThreadPoolExecutor(8) as threads:
+        statuses, streams = threads.map(whole, range(4)), threads.map(streamed, range(4))
+        wait_until(lambda: gauge(slow, "evergreen_requests_running") == 8)
+        slow.engine().kill()
+    assert [*statuses] == [503] * 4
+    for text in streams:
+        events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+        assert events[-1] == "[DONE]" and "SIGKILL" in json.loads(events[-2])["error"]["message"]
+    with slow.client() as client:
+        assert client.get("/health").status_code == 200
+        assert slow.ask(max_tokens=2).status_code == 200  # waits for the next engine
+        assert client.get("/ready").status_code == 200
+    assert "killed by SIGKILL" in slow.text and (slow.home / "logs" / "engine.log").exists()
 
 
 def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path):
@@ -507,6 +517,21 @@ def test_what_does_not_end_within_drain_seconds_is_cut(tmp_path):
     assert "the server is stopping" in rest[-2] and rest[-1] == "data: [DONE]" and "Traceback" not in server.text
     [row] = rows_of(server)
     assert row["status"] == 503 and row["finish_reason"] == "cancelled" and row["completion_tokens"] > 0
+
+
+def test_a_terminal_that_closes_is_a_signal_too_and_a_second_one_does_not_wait(tmp_path):
+    with serving(tmp_path / "home", "--model", "nano", FAKE_STEP_SECONDS="0.05") as server:
+        body = {"prompt": list(range(20, 2000)), "max_tokens": 1900, "stream": True}
+        with server.client() as client, client.stream("POST", "/generate", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: not is_listening(server.port))
+            assert all(next(lines) is not None for _ in range(4))  # goes on
+            assert server.stop(25) == 0  # --drain_seconds is 30
+            rest = [line for line in lines if line]
+    assert "the server is stopping" in rest[-2] and rest[-1] == "data: [DONE]" and len(server.said) == 1, server.text
+    assert rows_of(server)[-1]["status"] == 503
 
 
 def is_listening(port: int) -> bool:
@@ -617,6 +642,19 @@ def test_a_schema_holds_and_logprobs_come_with_bytes(nano):
     assert text.startswith("{") and all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
 
 
+def test_a_form_that_takes_seconds_is_refused_and_holds_up_nobody(nano):
+    bomb = {"prompt": "a", "guided_regex": "((b{100}){100}){100}"}
+    with nano.client() as client, ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(lambda: nano.client().post("/v1/completions", json=bomb))
+        num_answers = 0
+        while not asked.done():
+            body = {"prompt": "one two", "max_tokens": 2, "ignore_eos": True}
+            assert client.post("/v1/completions", json=body).status_code == 200
+            num_answers += 1
+    assert asked.result().status_code == 400 and "cannot be kept to" in asked.result().json()["error"]["message"]
+    assert num_answers > 2
+
+
 def test_a_real_engine_that_is_killed_comes_back_with_the_same_answer(nano):
     how = {"model": "nano", "messages": messages("Who are you?"), "temperature": 0, "max_tokens": 40}
     client = client_of(nano).with_options(timeout=200)
@@ -629,6 +667,15 @@ def test_a_real_engine_that_is_killed_comes_back_with_the_same_answer(nano):
 # -- what cannot start
 
 
+class NoEngine:
+    """Is there and asked nothing."""
+
+    max_context_tokens = 100
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     "flags,code,word",
     [(["--model", "/no/such/model"], 2, "no model"), ([], 2, "nothing is released as stable yet"),
@@ -637,11 +684,11 @@ def test_a_real_engine_that_is_killed_comes_back_with_the_same_answer(nano):
      (["--model", "nano", "--api_key_file", "/no/such/file"], 2, "no file of API keys"),
      (["--model", "nano", "--prot", "1"], 2, "the nearest is --port")],
 )  # fmt: skip
-def test_what_cannot_be_served_is_one_line_and_exit_code_2(flags, code, word, tmp_path):
-    with serving(tmp_path / "home", *flags, wait=False) as server:
-        assert server.process.wait(60) == code
-        wait_until(lambda: word in server.text)
-        assert len(server.text.strip().splitlines()) == 1, server.text
+def test_what_cannot_be_served_is_one_line_and_exit_code_2(flags, code, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(serve_room, "open_engine", lambda *_: NoEngine())
+    assert cli.main(["serve", "--port", "0", "--home", str(tmp_path / "home"), *flags]) == code
+    said = capsys.readouterr()
+    assert word in said.err and len((said.out + said.err).strip().splitlines()) == 1
 
 
 def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(server, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from serving import serving, wait_until
 from small_models import make_base
+from transformers import AutoTokenizer
 
 from evergreen.engine.base import Stats
 from evergreen.model.find import version_digest
@@ -426,3 +427,52 @@ def test_adapters_come_and_go_over_http_and_lora_request_is_choosing_the_model(h
         server.engine().kill()
         answer = server.ask(max_tokens=2, model="a").json()  # loaded again in the next engine
         assert answer["choices"][0]["message"]["content"].startswith(f"<{digests['a'][:6]}>")
+
+
+def test_an_adapter_that_peft_wrote_is_served_and_a_server_in_front_of_another_says_the_same(tmp_path):
+    """Greedy, by its own folder and loaded over HTTP, equal to PEFT alone; --url serves what another server has."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = make_base(tmp_path / "base", max_position_embeddings=256, initializer_range=0.2)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.generation_config.eos_token_id = None
+    prompt = [11, 300, 42, 7, 99, 1000]
+
+    def said() -> list[int]:
+        with torch.no_grad():
+            ids = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+        return ids[0, len(prompt) :].tolist()
+
+    plain = said()
+    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(model, config)
+    model.save_pretrained(tmp_path / "adapter")
+    adapted = said()
+    assert plain != adapted
+    how = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+
+    def tokens(server, name: str) -> list[str]:
+        with server.client() as client:
+            answer = client.post("/v1/completions", json={"model": name, **how})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["logprobs"]["tokens"]
+
+    words = AutoTokenizer.from_pretrained(base)
+    spelled = {name: [words.decode([token]) for token in ids] for name, ids in (("a", adapted), ("base", plain))}
+    flags = ["--adapters", str(tmp_path / "adapter"), "--served_model_name", "a", "--torch_dtype", "float32"]
+    with serving(tmp_path / "home", *flags, fake=False) as server:
+        assert {name: tokens(server, name) for name in spelled} == spelled
+        with server.client() as client:
+            body = {"lora_name": "b", "lora_path": str(tmp_path / "adapter")}
+            assert client.post("/v1/load_lora_adapter", json=body).status_code == 200
+        assert tokens(server, "b") == spelled["a"]
+        front = ["--model", base, "--url", server.url]
+        with serving(tmp_path / "front", *front, fake=False) as other:
+            answer = other.ask("hi", max_tokens=6, temperature=0).json()
+            assert (
+                answer["choices"][0]["message"]
+                == server.ask("hi", max_tokens=6, temperature=0, model="base").json()["choices"][0]["message"]
+            )

@@ -13,6 +13,7 @@ from evergreen.evaluate.statistics import (
     overall_interval,
     paired_difference,
     percentile_intervals,
+    percentile_ratios,
     percentiles,
     wilson,
 )
@@ -146,3 +147,13 @@ def test_amounts_may_be_beyond_one_and_equal_ones_have_no_width():
     found = amount_interval([3.0, 5.0, 4.0, 8.0, 2.0, 6.0])
     assert found.mean == pytest.approx(14 / 3) and found.low < found.mean < 5 < found.high
     assert amount_interval([0.5, 0.5]) == Interval(0.5, 0.5, 0.5, 2)
+
+
+def test_ratios_of_times_are_told_prompt_by_prompt():
+    random = np.random.default_rng(3)
+    before = random.exponential(10.0, 16) + 1  # prompts differ a lot, versions do not
+    found = percentile_ratios(before.tolist(), (1.5 * before).tolist())
+    for ratio in found.values():
+        assert [ratio.low, ratio.mean, ratio.high] == pytest.approx([1.5] * 3)
+    noisy = percentile_ratios(before.tolist(), (1.5 * before * random.uniform(0.8, 1.2, 16)).tolist())
+    assert all(ratio.low < ratio.mean < ratio.high and ratio.low > 1 for ratio in noisy.values())

@@ -125,7 +125,7 @@ def _answers_there(target: Path, questions: Sequence[Question], run: str) -> Cou
     _cut_torn_line(target)
     try:
         keys = Counter(row["key"] for row in read_jsonl(target))
-    except (ValueError, KeyError, TypeError):
+    except (BadInput, KeyError):
         raise BadInput(
             f"{target} holds something else than answers of evergreen infer: choose another --result_path"
         ) from None
@@ -178,11 +178,12 @@ def _answer(questions: Sequence[Question], settings: InferSettings, target: Path
 
 
 def _prompt(question: Question, engine: "Engine", system: str | None) -> list[int]:
+    from evergreen.engine.base import check_fits
     from evergreen.model.template import prompt_ids
 
     try:
         ids = prompt_ids(question.messages, engine.tokenizer, question.tools, system)
-        engine.check_fits(ids)
+        check_fits(ids, engine.max_context_tokens)
     except BadInput as error:
         raise BadInput(f"{question.origin}: {error}") from None
     return ids

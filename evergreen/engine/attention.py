@@ -88,7 +88,7 @@ class Batch:
     """One forward pass: T rows, one a token, those of one adapter beside each other.
 
     `input_ids`, `position_ids` [1, T]; `slots` [T] the adapter of each row, `segments` [(slot, start, end)] the same in
-    runs; `last_rows` the rows that the next tokens are drawn from, in the order of the chunks given."""
+    runs; `scored_rows` the rows whose scores are wanted, in the order of the chunks given."""
 
     def __init__(self, chunks: Sequence["Chunk"], cache: PagedCache, window: int = 0):
         """`window` keeps every layer from looking further back than so many tokens (0: the model's own windows)."""
@@ -102,8 +102,8 @@ class Batch:
         self.position_ids = self._tensor([place for chunk in self.chunks for place in _positions(chunk)])[None]
         self.places = self._tensor([place for chunk in self.chunks for place in self._places(chunk)])
         first_rows = dict(zip(map(id, self.chunks), self.starts, strict=False))
-        self.last_rows = self._tensor(
-            [first_rows[id(chunk)] + chunk.num_tokens - 1 for chunk in chunks if chunk.is_last]
+        self.scored_rows = self._tensor(
+            [first_rows[id(chunk)] + place for chunk in chunks for place in chunk.scored_places()]
         )
         self._groups: dict[tuple[int, bool], list[Group]] = {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from evergreen.engine.answer import Piece
-from evergreen.records import Completion, Sampling
+from evergreen.records import BadInput, Completion, Sampling
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token with the logarithm of its probability before temperature and filters; `bytes` are those of its text."""
+    """A token with the logarithm of its probability before temperature and filters, nan for a prompt's first, which has
+    none; `bytes` are those of its text."""
 
     token_id: int
     text: str
@@ -71,6 +72,7 @@ class Output:
     completion: Completion | None = None
     error: str = ""
     is_refused: bool = False  # beside `error`: the request itself cannot be answered, the engine is well
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens, before anything of the answer
 
     @property
     def is_last(self) -> bool:
@@ -91,6 +93,15 @@ class Stats:
     num_preemptions: int = 0
     adapters: tuple[str, ...] = ()
     step_seconds: float = 0.0  # of the last forward pass
+
+
+def check_fits(prompt: Sequence[int], max_context_tokens: int) -> None:
+    """Raises BadInput, with both numbers, unless the context has room for the prompt and one token more."""
+    if not prompt or len(prompt) >= max_context_tokens:
+        raise BadInput(
+            f"the prompt has {len(prompt)} tokens; the context holds {max_context_tokens}, prompt and answer together: "
+            + ("shorten it" if prompt else "ask something")
+        )
 
 
 class Engine(Protocol):

@@ -91,8 +91,9 @@ class BlockManager:
                 del self._by_key[self._contents.pop(block)[0]]
 
     def _find(self, sequence: Sequence) -> list[int]:
-        """Findable blocks of its beginning; never all of its tokens, the last one is to be computed."""
-        if not self.is_caching:
+        """Findable blocks of its beginning; never all of its tokens, the last one is to be computed. None where the
+        prompt's own scores are wanted: these are not kept."""
+        if not self.is_caching or sequence.wants_prompt:
             return []
         num_full = (len(sequence.ids) - 1) // self.block_size
         found = []

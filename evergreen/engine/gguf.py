@@ -31,13 +31,14 @@ NORMAL, UNKNOWN, CONTROL, UNUSED = 1, 2, 3, 5  # llama.cpp's kinds of tokens
 
 
 def write_model(folder: Path, path: Path, kind: str = "f16") -> None:
-    """The model of a Hugging Face folder as one file; `kind` is f32, f16 or q8_0. Raises BadInput for what does not fit
-    the format, before a byte is written."""
+    """The model of a Hugging Face folder as one file; `kind` is f32, f16, q8_0 or another that the gguf package can
+    quantise to (q4_0, bf16). Raises BadInput for what does not fit the format, before a byte is written."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
     _check(config, folder)
     writer = _writer(path, ARCHITECTURES[config.model_type])
+    writer.add_file_type(_file_type(kind))
     _add_config(writer, config)
     _add_tokenizer(writer, config, folder)
     for name, tensor in _weights(folder, config):
@@ -115,6 +116,13 @@ def _writer(path: Path, architecture: str) -> "GGUFWriter":
     except ImportError:
         raise BadInput("llamacpp wants the package gguf: pip install 'evergreen-lm[gguf]'") from None
     return GGUFWriter(path, architecture)
+
+
+def _file_type(kind: str) -> int:
+    """llama.cpp's number of the format that most matrices have; OpenVINO reads no file without it."""
+    from gguf import LlamaFileType
+
+    return LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"]
 
 
 def _finish(writer: "GGUFWriter") -> None:
@@ -224,9 +232,9 @@ def _add_tensor(writer: "GGUFWriter", name: str, tensor: "torch.Tensor", kind: s
     array = _array(tensor)
     if array.ndim == 1 or kind == "f32":
         writer.add_tensor(name, array)
-    elif kind == "q8_0" and array.shape[-1] % 32 == 0:
-        q8 = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(name, gguf.quantize(array, q8), raw_dtype=q8)
+    elif kind != "f16" and array.shape[-1] % 32 == 0:
+        how = gguf.GGMLQuantizationType[kind.upper()]
+        writer.add_tensor(name, gguf.quantize(array, how), raw_dtype=how)
     else:
         writer.add_tensor(name, array.astype("float16"))
 

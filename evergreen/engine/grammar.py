@@ -2,12 +2,15 @@
 
 Promises: a finished answer is in the form, the whole of it: with a model that thinks, there is no room for a thought.
 (An answer cut off by max_new_tokens is a beginning of one.) A form that cannot be kept exactly is refused, keyword
-named, and never kept in part. Compiled forms are kept for the next request.
-The work is llguidance's: an Earley parser beside the sampler, about 10 us a token and nothing beforehand.
+named, and never kept in part. Compiled forms are kept for the next request, and so is what was wrong with one.
+The work is llguidance's: an Earley parser beside the sampler, about 10 us a token. Most forms take a millisecond
+beforehand and large schemas a second, without Python's lock, so that another thread can do it while steps go on.
 """
 
 import json
+import threading
 from collections import OrderedDict
+from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 from evergreen.records import BadInput
@@ -30,7 +33,10 @@ class Matcher:
         """Set the bits of the tokens that may come next; `bits` int32 [ceil(vocabulary / 32)]. Returns an error, "" for
         none."""
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
-        return f"the grammar: {_one_line(self._matcher.get_error())}" if self._matcher.is_error() else ""
+        if not self._matcher.is_error():
+            return ""
+        reason, _, _ = self._matcher.get_error().partition("<state>")
+        return f"the answer's form cannot be kept to: {_one_line(reason)}"
 
     def add(self, token: int) -> None:
         self._matcher.consume_token(token)
@@ -47,16 +53,47 @@ class Grammars:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, eos_ids: frozenset[int]):
         self._tokenizer, self._vocab_size, self._eos_ids = tokenizer, vocab_size, eos_ids
         self._vocabulary: Any = None
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self._compiled: OrderedDict[str, Any] = OrderedDict()  # also the BadInput of what is none
+        self._under_way: dict[str, futures.Future] = {}
+        self._lock = threading.Lock()
+        self._pool = futures.ThreadPoolExecutor(1, "grammars")
 
     def matcher(self, grammar: str) -> Matcher:
         """At the start of an answer of the form that `Sampling.grammar` names. Raises BadInput when it is none."""
-        if grammar not in self._compiled:
-            self._compiled[grammar] = self._compile(grammar)
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+        if compiled is None:
+            compiled = self._compile_and_keep(grammar)
+        if isinstance(compiled, BadInput):
+            raise BadInput(str(compiled))
+        return Matcher(compiled.deep_copy())
+
+    def is_ready(self, grammar: str) -> bool:
+        """Whether `matcher` has nothing to compile. Where it has, a thread begins to."""
+        with self._lock:
+            if grammar in self._compiled:
+                return True
+            if grammar not in self._under_way:
+                self._under_way[grammar] = self._pool.submit(self._compile_and_keep, grammar)
+            return False
+
+    def wait(self, seconds: float) -> None:
+        """Until something that is under way is ready, and no longer than that."""
+        with self._lock:
+            under_way = list(self._under_way.values())
+        futures.wait(under_way, seconds, futures.FIRST_COMPLETED)
+
+    def _compile_and_keep(self, grammar: str) -> Any:
+        try:
+            compiled = self._compile(grammar)
+        except BadInput as error:
+            compiled = error
+        with self._lock:
+            self._under_way.pop(grammar, None)
+            self._compiled[grammar] = compiled
             if len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
-        return Matcher(self._compiled[grammar].deep_copy())
+        return compiled
 
     def _compile(self, grammar: str) -> Any:
         from llguidance import LLMatcher
@@ -65,7 +102,16 @@ class Grammars:
         if matcher.is_error():
             kind = "regular expression" if grammar.startswith("regex:") else "JSON schema"
             raise BadInput(f"the {kind} cannot be kept to: {_one_line(matcher.get_error())}")
+        self._try_first(matcher)
         return matcher
+
+    def _try_first(self, matcher: Any) -> None:
+        """Compute the first token's mask, here and not in a step: copies share what it takes, and for a form made to
+        harm (((b{100}){100}){100}: 4 s) it is where one finds out. Raises BadInput."""
+        import numpy as np
+
+        if error := Matcher(matcher.deep_copy()).fill(np.zeros(-(-self._vocab_size // 32), dtype=np.int32)):
+            raise BadInput(error)
 
     def _tokens(self) -> Any:
         """The tokenizer as llguidance wants it; made with the first grammar."""
@@ -97,12 +143,15 @@ def _definition(grammar: str) -> str:
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     if grammar == "json":
-        return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=SPACES)
-    if kind != "schema":
+        text = '{"type": "object"}'
+    elif kind != "schema":
         raise BadInput(f'grammar {grammar[:40]!r}: it has to be "json", "schema:" with a JSON schema, or "regex:" with '
                        "an expression")  # fmt: skip
     try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(json.loads(text)), overrides=SPACES)
+        schema = json.loads(text)
+        schema = schema if isinstance(schema, dict) else {"allOf": [schema]}
+        # what grammar_from_json_schema gives, which compiles all of it to see whether it can and keeps Python's lock
+        return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": SPACES}}]})
     except (ValueError, RecursionError) as error:
         raise BadInput(f"the JSON schema is not JSON: {_one_line(str(error))}") from None
 

@@ -4,39 +4,32 @@ Promises: the process that asks never waits for a forward pass; what the engine'
 memory) costs the requests that were running there one line each and nothing else; adapters that were loaded are loaded
 again in the next one. When the asking process dies, so does the engine's.
 Does not: answer a request twice. One that was running when the engine died has ended with an error.
-
-The in-process engine that `factory` makes in the new process has `max_context_tokens`, `add`, `cancel`, `step`,
-`has_work`, `load_adapter`, `unload_adapter` and `stats`. `load_adapter` is called in a thread while steps go on.
+What runs in the other process, and the engine that `factory` makes there, is told in `worker`.
 """
 
 import atexit
 import contextlib
 import itertools
 import multiprocessing
-import os
 import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from evergreen.engine.base import EngineSettings, Output, Request, Stats
+from evergreen.engine.base import EngineSettings, Output, Request, Stats, check_fits
+from evergreen.engine.worker import Factory, work
 from evergreen.records import BadInput, EvergreenError, Failure
 
-Factory = Callable[[], Any]
 BACK_OFF_SECONDS = (0.5, 30.0)
-STATS_SECONDS = 0.1
 CLOSE_SECONDS = 5.0
-MAX_LOG_BYTES = 10 << 20
 
 
 @dataclass(frozen=True)
@@ -96,9 +89,7 @@ class ProcessEngine:
         return self._worker.process.pid or 0
 
     def submit(self, request: Request, on_output: Callable[[Output], None]) -> None:
-        if not request.prompt or len(request.prompt) >= self.max_context_tokens:
-            raise BadInput(f"the prompt has {len(request.prompt)} tokens; the context holds {self.max_context_tokens}, "
-                           "prompt and answer together")  # fmt: skip
+        check_fits(request.prompt, self.max_context_tokens)
         with self._up():
             if request.adapter and request.adapter not in self._adapters:
                 raise BadInput(f"no adapter {request.adapter[:12]} is loaded")
@@ -157,8 +148,8 @@ class ProcessEngine:
 
     # -- one process after another
 
-    def _start(self) -> "_Worker":
-        return _Worker(self.factory, self.log)
+    def _start(self) -> "_Child":
+        return _Child(self.factory, self.log)
 
     def _supervise(self) -> None:
         """Reads what the engine sends until it dies, then starts another, until closed."""
@@ -208,7 +199,7 @@ class ProcessEngine:
                 self._say("the engine is up again")
                 return True
 
-    def _load_again(self, worker: "_Worker") -> bool:
+    def _load_again(self, worker: "_Child") -> bool:
         """False when the process died over it. An adapter that does not load any more is left out, and it is said."""
         for digest, folders in list(self._adapters.items()):
             worker.send("load", -1, digest, folders)
@@ -258,14 +249,14 @@ class ProcessEngine:
             traceback.print_exc()
 
 
-class _Worker:
+class _Child:
     """One process with an engine in it, as its parent sees it. Raises EvergreenError when it does not come up."""
 
     def __init__(self, factory: Factory, log: Path):
         log.parent.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_main, args=(factory, theirs, log), name="evergreen engine")
+        self.process: BaseProcess = context.Process(target=work, args=(factory, theirs, log), name="evergreen engine")
         self.process.start()
         theirs.close()  # so that its death is the end of the pipe
         try:
@@ -309,124 +300,6 @@ class _Worker:
                 self.connection.send(command)
             except OSError:
                 return
-
-
-# -- inside the process
-
-
-def _main(factory: Factory, connection: Connection, log: Path) -> None:
-    """The process: an engine that obeys until the pipe ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, and the server still drains
-        signal.signal(number, signal.SIG_IGN)
-    _write_to(log)
-    try:
-        engine = factory()
-    except Exception as error:
-        if not isinstance(error, EvergreenError):
-            traceback.print_exc()
-        connection.send(("failed", *_told(error)))
-        return
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        connection.send(("ready", engine.max_context_tokens))
-        _Loop(engine, connection).run()
-
-
-class _Loop:
-    """Commands in, one step, its outputs out, for as long as there is anything to do; otherwise it waits."""
-
-    def __init__(self, engine: Any, connection: Connection):
-        self.engine, self.connection = engine, connection
-        self.sending = threading.Lock()
-        self.adapter_of: dict[str, str] = {}  # of the requests that run
-        self.unloading: dict[str, int] = {}
-        self.stats_sent = 0.0
-
-    def run(self) -> None:
-        while True:
-            wait: float | None = 0.0 if self.engine.has_work() else None
-            while self.connection.poll(wait):
-                what, *arguments = self.connection.recv()
-                if what == "close":
-                    return
-                getattr(self, f"_{what}")(*arguments)
-                wait = 0.0
-            outputs = self.engine.step() if self.engine.has_work() else []
-            for output in outputs:
-                if output.is_last:
-                    self.adapter_of.pop(output.id, None)
-            self._send_outputs(outputs)
-            self._unload_unused()
-
-    def _add(self, request: Request) -> None:
-        try:
-            if request.adapter in self.unloading:
-                raise BadInput(f"adapter {request.adapter[:12]} is being unloaded")
-            self.engine.add(request)
-            self.adapter_of[request.id] = request.adapter
-        except BadInput as error:
-            self._send("outputs", [Output(request.id, error=str(error), is_refused=True)], None)
-        except EvergreenError as error:
-            self._send("outputs", [Output(request.id, error=str(error))], None)
-
-    def _cancel(self, id: str) -> None:
-        self.engine.cancel(id)
-
-    def _load(self, token: int, digest: str, folders: tuple[Path, ...]) -> None:
-        threading.Thread(target=self._load_aside, args=(token, digest, folders), daemon=True).start()
-
-    def _load_aside(self, token: int, digest: str, folders: tuple[Path, ...]) -> None:
-        try:
-            self.engine.load_adapter(digest, folders)
-            self._send("outputs", [], self.engine.stats())
-            self._send("reply", token, None)
-        except Exception as error:
-            if not isinstance(error, EvergreenError):
-                traceback.print_exc()
-            self._send("reply", token, _told(error))
-
-    def _unload(self, token: int, digest: str) -> None:
-        self.unloading[digest] = token
-
-    def _unload_unused(self) -> None:
-        if not self.unloading:
-            return
-        num_running = Counter(self.adapter_of.values())
-        for digest in [digest for digest in self.unloading if not num_running[digest]]:
-            token, error = self.unloading.pop(digest), None
-            try:
-                self.engine.unload_adapter(digest)
-            except EvergreenError as raised:
-                error = _told(raised)
-            self._send("outputs", [], self.engine.stats())
-            self._send("reply", token, error)
-
-    def _send_outputs(self, outputs: list[Output]) -> None:
-        is_due = not self.engine.has_work() or time.monotonic() - self.stats_sent > STATS_SECONDS
-        if is_due:
-            self.stats_sent = time.monotonic()
-        if outputs or is_due:
-            self._send("outputs", outputs, self.engine.stats() if is_due else None)
-
-    def _send(self, *message: Any) -> None:
-        with self.sending:
-            self.connection.send(message)
-
-
-def _write_to(log: Path) -> None:
-    """What the process and its libraries print goes to a file; one that has grown large is set aside."""
-    if log.is_file() and log.stat().st_size > MAX_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-
-
-def _told(error: Exception) -> tuple[str, str]:
-    """An error as it crosses the pipe."""
-    if isinstance(error, EvergreenError):
-        return type(error).__name__, str(error)
-    return "Failure", f"{type(error).__name__}: {error}"
 
 
 def _raised(kind: str, text: str) -> EvergreenError:

@@ -158,9 +158,10 @@ class Int8Linear(nn.Module):
         self.register_buffer("zeros", torch.zeros(self.out_features, dtype=torch.int32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features).float()
-        scale = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True)).div_(127)
-        codes = rows / scale.clamp(min=1e-30)
+        rows = x.reshape(-1, self.in_features)
+        scale = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True)).float().div_(127)
+        # 512 rows of 4,864 in bf16: 3.8 ms this way; 15.5 with the greatest taken in fp32 and a division
+        codes = rows.to(torch.float32, copy=True).mul_(scale.clamp(min=1e-30).reciprocal_())
         y = self._times_bytes(codes) if self.is_packed else self._times_ints(codes)
         y = y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evergreen.engine.answer import OPEN, Answer, Piece
-from evergreen.engine.base import Logprob, Output, Request, Stats, TokenLogprobs
+from evergreen.engine.base import Logprob, Output, Request, Stats, TokenLogprobs, check_fits
 from evergreen.engine.dialects import Delta, Dialect, Plain
 from evergreen.engine.vocabulary import Vocabulary
 from evergreen.records import BadInput, Completion, EvergreenError, Failure
@@ -72,9 +72,9 @@ class RemoteEngine:
     # -- what an engine does
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
-        if not request.prompt or len(request.prompt) >= self.max_context_tokens:
-            raise BadInput(f"the prompt has {len(request.prompt)} tokens; the context holds {self.max_context_tokens}, "
-                           "prompt and answer together")  # fmt: skip
+        check_fits(request.prompt, self.max_context_tokens)
+        if request.sampling.prompt_logprobs is not None:
+            raise BadInput("log-probabilities of a prompt come from the embedded engine only")
         room = self.max_context_tokens - len(request.prompt)
         if request.sampling.max_new_tokens > room:
             sampling = dataclasses.replace(request.sampling, max_new_tokens=room)
@@ -257,8 +257,9 @@ class RemoteEngine:
     def _told_context(self) -> int:
         """Tokens of the server's context, by vLLM's, llama.cpp's or no word for it; also learns the base's name."""
         models = self._get("/v1/models").get("data") or [{}]
-        self._models.setdefault("", models[0].get("id", ""))
-        told = models[0].get("max_model_len") or (models[0].get("meta") or {}).get("n_ctx")
+        base = next((one for one in models if not one.get("parent")), models[0])  # the others are its adapters
+        self._models.setdefault("", base.get("id", ""))
+        told = base.get("max_model_len") or (base.get("meta") or {}).get("n_ctx")
         return told or 1 << 30
 
     def _get(self, path: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Compute the chunks. Returns fp32 scores [chunks that reach their sequence's end, vocab], in their order.
+        """Compute the chunks. Returns fp32 scores [scored tokens, vocab], in the order of the chunks.
 
         Raises FloatingPointError when keys or values are not finite; nothing of them stays in the cache."""
         batch = Batch(chunks, self.cache, self.window)
@@ -72,8 +72,8 @@ class Runner:
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         with paged(self.config):
-            if len(batch.last_rows):
-                model, extra = self.model, {"logits_to_keep": batch.last_rows}
+            if len(batch.scored_rows):
+                model, extra = self.model, {"logits_to_keep": batch.scored_rows}
             else:
                 model, extra = self.model.base_model, {}
             output = model(

@@ -79,7 +79,7 @@ def check(sampling: Sampling, vocab_size: int) -> None:
         (not (0 < sampling.repetition_penalty < math.inf), "repetition_penalty", "above 0"),
         (not math.isfinite(sampling.presence_penalty), "presence_penalty", "a number"),
         (not math.isfinite(sampling.frequency_penalty), "frequency_penalty", "a number"),
-        (sampling.max_new_tokens < 1, "max_new_tokens", "1 or more"),
+        (sampling.max_new_tokens < (sampling.prompt_logprobs is None), "max_new_tokens", "1 or more"),
         (sampling.min_new_tokens < 0, "min_new_tokens", "0 or more"),
         (sampling.logprobs is not None and not 0 <= sampling.logprobs <= vocab_size, "logprobs", f"0 to {vocab_size}"),
     ]
@@ -106,9 +106,12 @@ def sample(scores: Tensor, sequences: Rows[Sequence]) -> Drawn:
     best, tokens = top(scores, 1)
     drawn = Drawn(tokens[:, 0].tolist())
     drawn.errors = dict.fromkeys((~best[:, 0].isfinite()).nonzero().flatten().tolist(), NOT_NUMBERS)
-    shaped = [row for row, one in enumerate(sequences) if _is_shaped(one) and row not in drawn.errors]
+    rows = [row for row in range(len(sequences)) if row not in drawn.errors]
+    shaped = [row for row in rows if _is_shaped(sequences[row])]
+    random = [row for row in rows if _is_random(sequences[row]) and not _is_shaped(sequences[row])]
     if shaped:
         _sample_shaped(scores[shaped], [sequences[row] for row in shaped], shaped, drawn)
+    _put(drawn.tokens, random, _draw(_rows(scores, random), [sequences[row] for row in random]))
     _rank(scores, sequences, drawn)
     return drawn
 
@@ -130,12 +133,15 @@ def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return scores.max(dim=1, keepdim=True) if count == 1 else scores.topk(count)
 
 
+def _is_random(sequence: Sequence) -> bool:
+    return not is_greedy(sequence.request.sampling)
+
+
 def _is_shaped(sequence: Sequence) -> bool:
-    """Whether its token can be another than the one with the highest score."""
+    """Whether its scores are changed before a token is chosen."""
     sampling = sequence.request.sampling
     return bool(
-        not is_greedy(sampling)
-        or sequence.seen is not None
+        sequence.seen is not None
         or sequence.matcher is not None
         or sampling.logit_bias
         or sequence.num_new_tokens < sampling.min_new_tokens
@@ -149,18 +155,11 @@ def _sample_shaped(scores: Tensor, sequences: Rows[Sequence], rows: Rows[int], d
     errors = _keep_to_grammars(scores, sequences)
     best, tokens = top(scores, 1)
     errors |= dict.fromkeys((best[:, 0] == -math.inf).nonzero().flatten().tolist(), NO_TOKEN)
-    random = [place for place, one in enumerate(sequences) if not is_greedy(one.request.sampling)]
     tokens = tokens[:, 0].tolist()
-    wanted = [place for place in random if place not in errors]
-    if wanted:
-        for place, token in zip(
-            wanted, _draw(_rows(scores, wanted), [sequences[place] for place in wanted]), strict=True
-        ):
-            tokens[place] = token
-    for place, row in enumerate(rows):
-        drawn.tokens[row] = tokens[place]
-        if place in errors:
-            drawn.errors[row] = errors[place]
+    random = [place for place, one in enumerate(sequences) if _is_random(one) and place not in errors]
+    _put(tokens, random, _draw(_rows(scores, random), [sequences[place] for place in random]))
+    _put(drawn.tokens, rows, tokens)
+    drawn.errors |= {rows[place]: error for place, error in errors.items()}
 
 
 def _penalize(scores: Tensor, sequences: Rows[Sequence]) -> None:
@@ -215,18 +214,19 @@ def _keep_to_grammars(scores: Tensor, sequences: Rows[Sequence]) -> dict[int, st
 
 
 def _draw(scores: Tensor, sequences: Rows[Sequence]) -> list[int]:
-    """A token of each row by its temperature and filters. Changes `scores`."""
+    """A token of each row by its temperature and filters."""
+    if not sequences:
+        return []
     samplings = [one.request.sampling for one in sequences]
-    scores.div_(_column([one.temperature for one in samplings], scores))
+    coldness = _column([1 / one.temperature for one in samplings], scores)
     uniform = _column([one.generator.random() for one in sequences], scores, torch.float64)
     tokens, groups = [0] * len(sequences), defaultdict(list)
     for row, sampling in enumerate(samplings):
         groups[_num_candidates(sampling, scores.shape[1])].append(row)
     for count, rows in groups.items():
-        mine = _rows(scores, rows), uniform[rows]
+        mine = _rows(scores, rows), _rows(coldness, rows), _rows(uniform, rows)
         found = _draw_filtered(*mine, [samplings[row] for row in rows], count) if count else pick(*mine)
-        for row, token in zip(rows, found.tolist(), strict=True):
-            tokens[row] = token
+        _put(tokens, rows, found.tolist())
     return tokens
 
 
@@ -237,14 +237,17 @@ def _num_candidates(sampling: Sampling, vocab_size: int) -> int:
     return min(NUM_CANDIDATES[0], vocab_size) if sampling.top_p < 1 or sampling.min_p else 0
 
 
-def _draw_filtered(scores: Tensor, uniform: Tensor, samplings: Rows[Sampling], count: int) -> Tensor:
+def _draw_filtered(scores: Tensor, coldness: Tensor, uniform: Tensor, samplings: Rows[Sampling], count: int) -> Tensor:
     """Draw from the `count` highest scores by top-p and min-p; where these reach further and no top-k ends them, from
     more."""
     values, tokens = top(scores, count)
     top_p, min_p = (_column([getattr(one, name) for one in samplings], scores) for name in ("top_p", "min_p"))
     is_limited = _column([one.top_k > 0 for one in samplings], scores, torch.bool)
-    weights = (values - values[:, :1]).exp()
-    total = torch.where(is_limited, weights.sum(1, keepdim=True), (scores - values[:, :1]).exp_().sum(1, keepdim=True))
+    weights = _weights(values, values[:, :1], coldness)
+    total = weights.sum(1, keepdim=True)
+    if unlimited := [row for row, one in enumerate(samplings) if not one.top_k and one.top_p < 1]:
+        mine = (_rows(one, unlimited) for one in (scores, values[:, :1], coldness))
+        total[unlimited] = _weights(*mine).sum(1, keepdim=True)
     before = weights.cumsum(1) - weights
     is_kept = (before < top_p * total) & (weights >= min_p)
     is_kept[:, 0] = True
@@ -253,16 +256,23 @@ def _draw_filtered(scores: Tensor, uniform: Tensor, samplings: Rows[Sampling], c
     if reaches_on and count < scores.shape[1]:
         more = next((one for one in NUM_CANDIDATES if count < one < scores.shape[1]), scores.shape[1])
         some = [samplings[row] for row in reaches_on]
-        found[reaches_on] = _draw_filtered(scores[reaches_on], uniform[reaches_on], some, more)
+        mine = (one[reaches_on] for one in (scores, coldness, uniform))
+        found[reaches_on] = _draw_filtered(*mine, some, more)
     return found
 
 
-def pick(scores: Tensor, uniform: Tensor) -> Tensor:
-    """A place of each row with the probability that softmax gives it; `uniform` [rows, 1] from [0, 1).
+def _weights(scores: Tensor, highest: Tensor, coldness: Tensor) -> Tensor:
+    """exp((scores - highest) * coldness), with one new tensor; `coldness` is 1 / temperature."""
+    return (scores - highest).mul_(coldness).exp_()
+
+
+def pick(scores: Tensor, coldness: Tensor, uniform: Tensor) -> Tensor:
+    """A place of each row with the probability that softmax(scores * coldness) gives it; `coldness` and `uniform` (from
+    [0, 1)) are [rows, 1].
 
     First a group by the sums of groups, then a place in it: a cumulative sum over the vocabulary costs ten times as
     much as the rest."""
-    weights = (scores - scores.amax(dim=1, keepdim=True)).exp_()
+    weights = _weights(scores, scores.amax(dim=1, keepdim=True), coldness)
     body, tail = _groups(weights)
     sums = torch.cat([body.sum(dim=2), tail.sum(dim=1, keepdim=True)], dim=1).double()
     ends = sums.cumsum(dim=1)
@@ -297,12 +307,23 @@ def _rank(scores: Tensor, sequences: Rows[Sequence], drawn: Drawn) -> None:
     if not rows:
         return
     counts = [sequences[row].request.sampling.logprobs for row in rows]
-    logprobs = scores[rows].log_softmax(dim=1)
-    chosen = logprobs.gather(1, _column([drawn.tokens[row] for row in rows], scores, torch.int64))[:, 0].tolist()
-    values, tokens = (one.tolist() for one in top(logprobs, max(1, *counts)))
-    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        pairs = list(zip(tokens[place][:count], values[place][:count], strict=True))
-        drawn.ranked[row] = Ranked(chosen[place], pairs)
+    drawn.ranked = dict(zip(rows, rank(scores[rows], [drawn.tokens[row] for row in rows], counts), strict=True))
+
+
+def rank(scores: Tensor, tokens: Rows[int], counts: Rows[int]) -> list[Ranked]:
+    """A token's log-probability in each row of scores, and those of as many of the likeliest."""
+    logprobs = scores.log_softmax(dim=1)
+    chosen = logprobs.gather(1, _column(tokens, scores, torch.int64))[:, 0].tolist()
+    values, places = (one.tolist() for one in top(logprobs, max(1, *counts)))
+    return [
+        Ranked(chosen[row], list(zip(places[row][:count], values[row][:count], strict=True)))
+        for row, count in enumerate(counts)
+    ]
+
+
+def _put(values: list, places: Rows[int], new: Rows) -> None:
+    for place, value in zip(places, new, strict=True):
+        values[place] = value
 
 
 def _rows(scores: Tensor, rows: Rows[int]) -> Tensor:

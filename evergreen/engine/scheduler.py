@@ -15,6 +15,8 @@ from evergreen.engine.block_manager import BlockManager
 from evergreen.engine.sequence import Chunk, Sequence
 from evergreen.records import BadInput
 
+MAX_SCORED_TOKENS = 128  # of prompts, in one pass: scores of 151,936 tokens each take 78 MB
+
 
 class Scheduler:
     """`waiting` and `running`, both sorted by `Sequence.order`. What it schedules counts as computed."""
@@ -84,6 +86,7 @@ class Scheduler:
     def _prompts(self, num_tokens: int) -> list[Chunk]:
         """Chunks of prompts under way and of those that can start, in their order."""
         chunks, under_way, can_start = [], [one for one in self.running if one.num_open_tokens > 1], True
+        num_scored = MAX_SCORED_TOKENS
         while num_tokens:
             if can_start and self.waiting and (not under_way or self.waiting[0].order < under_way[0].order):
                 can_start = self._has_place(self.waiting[0])
@@ -94,8 +97,13 @@ class Scheduler:
                 sequence = under_way.pop(0)
             else:
                 break
-            chunks.append(self._chunk(sequence, min(num_tokens, sequence.num_open_tokens)))
-            num_tokens -= chunks[-1].num_tokens
+            count = min(num_tokens, sequence.num_open_tokens)
+            if sequence.wants_prompt:
+                count = min(count, num_scored)
+                num_scored -= count
+            if count:
+                chunks.append(self._chunk(sequence, count))
+                num_tokens -= count
         return chunks
 
     def _start_first(self) -> Sequence:
@@ -107,7 +115,9 @@ class Scheduler:
         return sequence
 
     def _chunk(self, sequence: Sequence, num_tokens: int) -> Chunk:
-        chunk = Chunk(sequence, sequence.num_computed_tokens, num_tokens)
+        start = sequence.num_computed_tokens
+        num_scored = min(num_tokens, sequence.num_prompt_tokens - 1 - start) if sequence.wants_prompt else 0
+        chunk = Chunk(sequence, start, num_tokens, max(0, num_scored))
         sequence.num_computed_tokens += num_tokens
         self.blocks.publish(sequence)
         return chunk

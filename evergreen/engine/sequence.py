@@ -36,6 +36,7 @@ class Sequence:
     num_prompt_tokens: int = 0
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache at the first start
+    num_told_tokens: int = 0  # of the prompt, those whose log-probabilities have been told
     finish_reason: str = ""
     first_token_seconds: float = 0.0
 
@@ -56,6 +57,11 @@ class Sequence:
         """Tokens still to be computed before the next one can be drawn; 1 while it decodes."""
         return len(self.ids) - self.num_computed_tokens
 
+    @property
+    def wants_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are still to be told."""
+        return self.request.sampling.prompt_logprobs is not None and self.num_told_tokens < self.num_prompt_tokens
+
     def completion(self, now: float) -> Completion:
         return Completion(
             self.answer.text,
@@ -73,13 +79,19 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Chunk:
-    """Tokens [start, start + num_tokens) of a sequence, to be computed in one forward pass."""
+    """Tokens [start, start + num_tokens) of a sequence, to be computed in one forward pass. Scores are wanted of its
+    last token where that is the sequence's, and of its first `num_scored` tokens, each before another of the prompt."""
 
     sequence: Sequence
     start: int
     num_tokens: int
+    num_scored: int = 0
 
     @property
     def is_last(self) -> bool:
         """Whether it reaches the end of the ids, so that the next token can be drawn."""
         return self.start + self.num_tokens == len(self.sequence.ids)
+
+    def scored_places(self) -> list[int]:
+        """Of its tokens, those whose scores are wanted."""
+        return [*range(self.num_scored), *([self.num_tokens - 1] if self.is_last else [])]

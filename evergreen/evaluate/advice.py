@@ -27,10 +27,11 @@ def advice_on(verdict: Verdict, facts: Mapping[str, Any], means: Means) -> Itera
     missed = {check.name for check in verdict.checks if not check.passed}
     if missed & {"old", "best", "retention", "gain"}:
         yield from _on_training(facts, "gain" in missed)
-    if broken & {"old", "best", "retention"}:
+    has_forgotten = bool(broken & {"old", "best", "retention"})
+    if has_forgotten:
         yield from _on_forgetting(facts, means)
     if "gain" in broken:
-        yield from _on_no_gain(facts, means)
+        yield from _on_no_gain(facts, means, has_forgotten)
     if "drift" in broken:
         yield f"answers moved far from the previous version's: {_lower_rate(facts)} or fewer --num_train_epochs"
     if "latency" in broken:
@@ -39,6 +40,9 @@ def advice_on(verdict: Verdict, facts: Mapping[str, Any], means: Means) -> Itera
             "too, which --chain merge, or one adapter from --merge_chain svd, saves"
         )
     unsure = [check for check in verdict.checks if check.passed is None and check.required]
+    if any(not check.items_needed for check in unsure):
+        yield "drift or latency lies too near its limit to tell: more dev items, an idle machine, or a wider limit"
+    unsure = [check for check in unsure if check.items_needed]
     if unsure:
         counts = ", ".join(f"{check.task} {check.items_needed:,}" for check in unsure)
         yield f"more dev items ({counts} would decide), or --on_undecided promote to take the risk"
@@ -89,7 +93,7 @@ def _more_replay(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"more replay: --replay_samples {2 * replay:g} in place of {replay:g}"
 
 
-def _on_no_gain(facts: Mapping[str, Any], means: Means) -> Iterator[str]:
+def _on_no_gain(facts: Mapping[str, Any], means: Means, has_forgotten: bool) -> Iterator[str]:
     before = min((scores[0] for (name, _), scores in means.items() if name == "gain"), default=0.0)
     if before > PERFECT:
         yield f"the previous version already scores {100 * before:.1f}: nothing is left to gain, no version is needed"
@@ -106,7 +110,7 @@ def _on_no_gain(facts: Mapping[str, Any], means: Means) -> Iterator[str]:
     if rows and rows < FEW_ROWS:
         yield f"{rows:,} training rows are few: {FEW_ROWS:,} or more are usual, or more --num_train_epochs"
     alpha = facts.get("regularization_alpha") or 0.0
-    if alpha:
+    if alpha and not has_forgotten:  # then it is to be held closer
         yield f"the model is held near its start: --regularization_alpha {alpha / 4:g} in place of {alpha:g}"
 
 

@@ -149,10 +149,7 @@ def _same_weights(left: Path, right: Path) -> bool:
 def read_losses(folder: Path) -> Losses:
     """From trainer_log.jsonl, empty where there is none. Raises BadInput when it cannot be read."""
     path = folder / "trainer_log.jsonl"
-    try:
-        rows = list(read_jsonl(path)) if path.is_file() else []
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON lines: {error}") from None
+    rows = list(read_jsonl(path)) if path.is_file() else []
     train, evaluated = (
         {row["current_steps"]: row[key] for row in rows if key in row and "current_steps" in row}
         for key in ("loss", "eval_loss")

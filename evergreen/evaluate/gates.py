@@ -14,6 +14,8 @@ for trying several, or for asking again with more items.
     retention   each suite: candidate - start above -max_retention_drop
     drift       nats per token from the previous version on the new task's items, at most max_drift
     latency     median and 95th percentile of answer times against the previous version's, at most max_latency_ratio
+
+The last two hold when their 95% interval lies below the limit, and fail when it lies above.
 """
 
 import difflib
@@ -27,7 +29,7 @@ import numpy as np
 
 from evergreen.evaluate import bounds
 from evergreen.evaluate.advice import advice_on
-from evergreen.evaluate.statistics import Pairs
+from evergreen.evaluate.statistics import Interval, Pairs
 from evergreen.options import option, parse
 from evergreen.records import BadInput, Check, Verdict
 
@@ -119,12 +121,13 @@ def judge(
     best: Mapping[str, Pairs] | None = None,
     retention: Mapping[str, Pairs] | None = None,
     drift: Mapping[str, float] | float | None = None,
-    latency: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
+    latency: Mapping[str, Interval] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """`new`, `old`, `best` and `retention` map tasks to (scores before, scores of the candidate) on identical items;
     `best` has the best version so far in place of the previous one. `drift` is in nats per token, alone or as {mean,
-    low, high}; `latency` has p50 and p95 of both versions; `facts` is what advice is made of (see advice.advice_on)."""
+    low, high}; `latency` has the ratios of p50 and p95 to the previous version's; `facts` is what advice is made of
+    (see advice.advice_on)."""
     questions = _questions(gate, new, old, best or {}, retention or {})
     checks = (*_checks(gate, questions), *_drift_check(gate, drift), *_latency_checks(gate, latency))
     decision = _decision(gate, checks)
@@ -230,17 +233,22 @@ def _check(gate: Gate, one: _Question, is_broken: bool, alpha_harm: float) -> Ch
 def _drift_check(gate: Gate, drift: Mapping[str, float] | float | None) -> list[Check]:
     if gate.max_drift is None or drift is None:
         return []
-    value = drift["mean"] if isinstance(drift, Mapping) else drift
-    return [Check("drift", "", _finite(value), None, gate.max_drift, bool(value <= gate.max_drift))]
+    found = drift if isinstance(drift, Mapping) else {}
+    value = found.get("mean", drift)
+    return [_at_most("drift", "", value, found.get("low", value), found.get("high", value), gate.max_drift)]
 
 
-def _latency_checks(gate: Gate, latency: tuple[Mapping[str, float], Mapping[str, float]] | None) -> list[Check]:
-    if gate.max_latency_ratio is None or latency is None:
+def _latency_checks(gate: Gate, latency: Mapping[str, Interval] | None) -> list[Check]:
+    if gate.max_latency_ratio is None:
         return []
-    before, after = latency
-    ratios = {name: after[name] / before[name] for name in ("p50", "p95") if before.get(name) and name in after}
-    limit = gate.max_latency_ratio
-    return [Check("latency", name, _finite(ratio), None, limit, ratio <= limit) for name, ratio in ratios.items()]
+    return [_at_most("latency", name, ratio.mean, ratio.low, ratio.high, gate.max_latency_ratio)
+            for name, ratio in (latency or {}).items()]  # fmt: skip
+
+
+def _at_most(name: str, task: str, value: float, low: float, high: float, limit: float) -> Check:
+    """What is not a number is above every limit."""
+    passed = True if high <= limit else None if low <= limit else False
+    return Check(name, task, _finite(value), _finite(low), limit, passed, _finite(high))
 
 
 def _finite(value: float) -> float | None:
@@ -273,12 +281,22 @@ def _sentences(checks: Sequence[Check]) -> list[str]:
 def _sentence(check: Check) -> str:
     if check.name == "drift":
         value = "not a number" if check.value is None else f"{check.value:.3f} nats a token"
-        return f"drift from the previous version: {value}, allowed {check.limit:g}"
+        return f"drift from the previous version: {value}{_span(check)}, allowed {check.limit:g}{_unsure(check)}"
     if check.name == "latency":
         which = {"p50": "the median answer takes", "p95": "the slowest twentieth of the answers takes"}[check.task]
         value = "no finite multiple of" if check.value is None else f"{check.value:.2f} times"
-        return f"{which} {value} the previous version's time, allowed {check.limit:g} times"
+        allowed = f"allowed {check.limit:g} times{_unsure(check)}"
+        return f"{which} {value} the previous version's time{_span(check)}, {allowed}"
     return f"{check.task} {_moved(check)} ({_bound(check)}), {_items(check.num_items)}{_what_would_do(check)}"
+
+
+def _span(check: Check) -> str:
+    has_width = check.low is not None and check.high is not None and check.low < check.high
+    return f" (95%: {check.low:.3g} to {check.high:.3g})" if has_width else ""
+
+
+def _unsure(check: Check) -> str:
+    return ": undecided" if check.passed is None else ""
 
 
 def _moved(check: Check) -> str:

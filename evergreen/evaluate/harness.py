@@ -8,7 +8,7 @@ file) are what `OUT` holds. Does not: judge with another model, or run code.
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from evergreen.home import (
     disk_failure,
     exclusive,
     home_dir,
+    home_place,
     read_json,
     read_jsonl,
     write_json,
@@ -40,12 +41,14 @@ MEASURED = ("latency_seconds", "prompt_tokens", "completion_tokens", "finish_rea
 
 @dataclass(frozen=True)
 class Version:
-    """What is scored: a model with its adapters, and a digest of both."""
+    """What is scored: a model with its adapters, and a digest of both. `system` and `template` are a release's own."""
 
     name: str
     reference: str
     adapters: tuple[str, ...] = ()
     digest: str = ""
+    system: str | None = None
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def score_version(
     """Rows and scores of one version, written under `out`; what is there already is not asked again."""
     out.mkdir(parents=True, exist_ok=True)
     _say_what_is_replaced(out, version)
+    settings = _with_prompt(version, settings)
     sampling = Sampling(max_new_tokens=settings.max_new_tokens)
     asked_with = [version.digest, asdict(sampling), settings.system, settings.template, settings.torch_dtype]
     keys = {task.name: [digest_of([*asked_with, item.digest]) for item in task.items] for task in tasks}
@@ -184,16 +188,23 @@ def _prompts(
     limit = getattr(engine, "max_context_tokens", None) or len(max(prompts.values(), key=len, default=[])) + 1
     too_long = [place for place, ids in prompts.items() if len(ids) >= limit]
     if too_long and on_bad_row != "skip":
-        first = too_long[0]
-        raise BadInput(
-            f"{task.items[first].origin}: the prompt has {len(prompts[first])} tokens, the model's context "
-            f"holds {limit}: shorten it, or --on_bad_row skip leaves such items out"
-        )
+        raise over_limit(task.items[too_long[0]], len(prompts[too_long[0]]), limit)
     if too_long:
         console().print(
             f"{task.name}: {len(too_long)} prompts do not fit into {limit} tokens and are left out", markup=False
         )
     return {place: ids for place, ids in prompts.items() if len(ids) < limit}
+
+
+def over_limit(item: Item, num_tokens: int, limit: int) -> BadInput:
+    wanted = f"the prompt has {num_tokens} tokens, the model's context holds {limit}"
+    return BadInput(f"{item.origin}: {wanted}: shorten it, or --on_bad_row skip leaves such items out")
+
+
+def _with_prompt(version: Version, settings: "EvalSettings") -> "EvalSettings":
+    """A flag goes before what the version brings."""
+    system = version.system if settings.system is None else settings.system
+    return replace(settings, system=system, template=settings.template or version.template)
 
 
 # Versions
@@ -209,9 +220,16 @@ def version_of(reference: str, adapters: Sequence[str], settings: "EvalSettings"
 
 
 def compared_version(name: str, settings: "EvalSettings") -> Version:
-    """One of --compare's two: an adapter goes on --model where that is given, anything else stands for itself."""
+    """One of --compare's two: a release, an alias or a version of the home with the prompt that it brings; an adapter,
+    which goes on --model where that is given; anything else stands for itself."""
     from evergreen.model.load import find_model, is_adapter
+    from evergreen.registry import locate, prompt_of
 
+    home = home_place(settings.home)
+    if found := locate(name, home):
+        prompt = prompt_of(name, home)
+        made = version_of(found[0], found[1], settings)
+        return replace(made, name=name, system=prompt.get("system"), template=prompt.get("template") or "")
     on_model = bool(settings.model) and is_adapter(find_model(name))
     version = version_of(settings.model, [name], settings) if on_model else version_of(name, [], settings)
     return Version(name, version.reference, version.adapters, version.digest)
@@ -237,10 +255,9 @@ def _known_answers(path: Path, keys: set[str]) -> dict[str, dict]:
     """Answers that an earlier evaluation left, by key. Rewrites the file without a torn last line or others' rows."""
     if not path.is_file():
         return {}
-    try:
-        rows = [row for row in read_jsonl(path) if row.get("key") in keys]
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}): delete it, or choose another --output_dir") from None
+    rows = [
+        row for row in read_jsonl(path, "delete the file, or choose another --output_dir") if row.get("key") in keys
+    ]
     write_jsonl(path, rows)
     return {row["key"]: row for row in rows}
 

@@ -175,6 +175,19 @@ def percentile_intervals(values: Sequence[float], seed: int = 0) -> dict[str, fl
     return found
 
 
+def percentile_ratios(before: Sequence[float], after: Sequence[float], seed: int = 0) -> dict[str, Interval]:
+    """The ratio of the medians and that of the 95th percentiles, by the paired bootstrap: both sides of an item are
+    drawn together."""
+    sides, n = (np.asarray(before, float), np.asarray(after, float)), len(before)
+    places = np.random.default_rng(seed).integers(0, n, (1000, n))
+    found = {}
+    for name, wanted in (("p50", 50), ("p95", 95)):
+        value, drawn = (np.divide(*(np.percentile(side, wanted, axis=-1) for side in reversed(each)))
+                        for each in (sides, [side[places] for side in sides]))  # fmt: skip
+        found[name] = Interval(float(value), *map(float, np.percentile(drawn, (2.5, 97.5))), n)
+    return found
+
+
 # The bootstrap and the sign-flip test
 
 

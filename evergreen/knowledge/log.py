@@ -181,6 +181,50 @@ class Log:
         for path in old:
             path.unlink(missing_ok=True)
 
+    def merge(self) -> int:
+        """Join neighbouring segments that have room in one, and remove files that the manifest does not name; how many
+        segments fewer there are. Only within `writing`, after a `read`. No change is altered."""
+        self._open_manifest()
+        if not self._segments:
+            return 0
+        self._cut_tail(self._active())
+        before, groups = self._segments, self._groups()
+        if len(groups) < len(before):
+            made = [self._joined(group) for group in groups]
+            made[-1] = {"name": made[-1]["name"]}
+            self._segments, self._generation = made, self._generation + 1
+            self._write_manifest(made, self._generation)
+            self._segment, self._offset = len(made) - 1, self._active().stat().st_size
+        named = {segment["name"] for segment in self._segments}
+        for path in (self.folder / "log").iterdir():
+            if path.name not in named:
+                path.unlink()
+        return len(before) - len(groups)
+
+    def _groups(self) -> list[list[int]]:
+        """Numbers of segments that follow each other and fit into one."""
+        groups: list[list[int]] = []
+        room = 0
+        for number in range(len(self._segments)):
+            path = self._path(number)
+            size = path.stat().st_size if path.is_file() else 0
+            if groups and size <= room:
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+                room = SEGMENT_BYTES
+            room -= size
+        return groups
+
+    def _joined(self, group: list[int]) -> dict:
+        """The manifest's entry of a new segment that holds these."""
+        if len(group) == 1:
+            return self._segments[group[0]]
+        path = self.folder / "log" / f"{int(self._segments[group[0]]['name'][:6]):06d}-{self._generation + 1}.jsonl"
+        parts = [self._path(number) for number in group]
+        write_atomic(path, b"".join(part.read_bytes() for part in parts if part.is_file()))
+        return {"name": path.name, **self._seal(path)}
+
     def _make_room(self) -> None:
         """The manifest of a new log; a new segment when the active one is full."""
         if not self._segments:
@@ -222,6 +266,11 @@ class Log:
         return len(sealed)
 
     # -- places
+
+    @property
+    def generation(self) -> int:
+        """Rises when the log is rewritten: what was made of it may then hold what must be forgotten."""
+        return self._generation
 
     @property
     def manifest(self) -> Path:

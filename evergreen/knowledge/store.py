@@ -8,6 +8,7 @@ Does not: search (an index is made from the rows here), or decide what an answer
 """
 
 import re
+import threading
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,10 +53,11 @@ class Snapshot:
 
 
 class Store:
-    """The entries of one home. Reading calls look for news of other processes first; that costs two calls of stat."""
+    """The entries of one home. Reading calls look for news of other processes first; that costs two calls of stat.
+    Threads that share a store hold its `lock` around what they do with it."""
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda _: None):
-        self.log = Log(folder, say)
+        self.log, self.lock = Log(folder, say), threading.RLock()
         self._clear()
 
     def _clear(self) -> None:
@@ -63,6 +65,7 @@ class Store:
         self.snapshots: list[Snapshot] = []
         self.generation = getattr(self, "generation", -1) + 1  # rises when rows that were given out are void
         self._of: dict[str, list[int]] = {}  # id -> its rows, oldest first
+        self._redactions: list[int] = []  # numbers of the changes that redact
         self._times: list[str] = []  # of change 1, 2, ...
         self._changes: list[tuple[str, str, str, str]] = []  # (op, id, author, reason) of change 1, 2, ...
 
@@ -136,6 +139,11 @@ class Store:
             "removed": [row for id, row in before.items() if id not in after],
             "updated": [row for id, row in after.items() if id in before and before[id] is not row],
         }
+
+    def changed(self, since: int) -> list[int]:
+        """Places in `rows` of all versions of the entries that changes after number `since` are about, rising."""
+        ids = {id for _, id, *_ in self._changes[since:] if id}
+        return sorted(place for id in ids for place in self._of[id])
 
     def _places(self, id: str) -> list[int]:
         if id not in self._of:
@@ -234,7 +242,7 @@ class Store:
 
     def _forget(self) -> None:
         """Clear what was redacted from the log's files; a crash in between leaves it to the next write."""
-        wanted = [n for n, (op, *_) in enumerate(self._changes, 1) if op == "redact" and n > self.log.forgotten]
+        wanted = [n for n in self._redactions if n > self.log.forgotten]
         if wanted:
             gone = {self._changes[n - 1][1] for n in wanted}
             self.log.rewrite(lambda change: _forgotten(change) if change.get("id") in gone else change, wanted[-1])
@@ -251,6 +259,7 @@ class Store:
             return
         places = self._of.setdefault(id, [])
         if op == "redact":
+            self._redactions.append(n)
             for place in places:
                 row = self.rows[place]
                 self.rows[place] = replace(row, entry=replace(row.entry, content="", title="", source_url="", tags=()),

@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evergreen import watch
-from evergreen.data.increments import Increment, check_increments, read_increments, write_dev_all
+from evergreen.data.increments import Increment, read_increments, write_dev_all
+from evergreen.data.leaks import check_increments
 from evergreen.data.sources import resolve as locate
 from evergreen.data.sources import split_sources
 from evergreen.evaluate import gates, harness, matrix
 from evergreen.evaluate.compare import pairs_of
 from evergreen.evaluate.harness import Version
-from evergreen.evaluate.tasks import Task, read_tasks
-from evergreen.home import digest_of, exclusive, home_dir, read_jsonl, read_object, write_json
-from evergreen.loop import plan
+from evergreen.evaluate.statistics import Interval
+from evergreen.evaluate.tasks import Item, Task, read_tasks
+from evergreen.home import digest_of, exclusive, read_jsonl, read_object, write_json
+from evergreen.loop import check, plan
+from evergreen.loop.releases import Releases
 from evergreen.loop.scoreboard import Scoreboard
 from evergreen.loop.step import STATE_FILE, VERSION_FILE, Step, read_state
 from evergreen.model import find
-from evergreen.records import BadInput, Release, Verdict
-from evergreen.registry import Registry
+from evergreen.records import BadInput, Verdict
 from evergreen.settings import EvalSettings, EvolveSettings, SftSettings
 
 if TYPE_CHECKING:
@@ -62,8 +64,7 @@ class Evolve:
         self.console: Console = Console(stderr=given.json, highlight=False)
         self.gate = gates.gate_of(given)
         self.board = Scoreboard(self.folder, _eval_settings(given), is_quiet=self.is_live)
-        self.registry = Registry(home_dir(given.home or None), digest=find.version_digest)
-        self.parent = ""  # the release that the next one has as its parent
+        self.releases = Releases(given, self.folder)
         self.steps: list[Step] = []
 
     def run(self) -> dict[str, Any]:
@@ -79,49 +80,60 @@ class Evolve:
     def prepare(self) -> None:
         """Everything that can be refused is refused here."""
         given = self.given
-        plan.check_line(given)
+        check.check_line(given)
         increments = read_increments(given.increments)
         check_increments(
             increments, given.allow_leak, self.say, given.dataset_dir, given.on_bad_row, given.general_replay,
             given.retention,
         )  # fmt: skip
         self.steps = [Step(one, self.task_of(one), self.folder / one.name) for one in increments]
-        self.retention = read_tasks(given.retention, given.metric, given.max_items) if given.retention else []
+        self.retention = self.tasks_in(given.retention, given.metric) if given.retention else []
         taken = {step.name for step in self.steps} & {task.name for task in self.retention}
         if taken:
             raise BadInput(f"--retention {' '.join(sorted(taken))}: an increment has that name; rename the file")
         self.start = harness.version_of(given.model, given.adapters, self.board.settings)
         self.line = [self.start]
+        self.releases.start = self.start
         self.check_steps()
         for step in self.steps:
             read_state(step.folder)  # complains about a file of another shape
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PLAN_FILE, {
             "model": given.model, "start": asdict(self.start), "increments": [one.name for one in increments],
-            "settings": _lasting(given), "gate": asdict(self.gate) if self.gate else "off",
+            "settings": plan.lasting(given), "gate": asdict(self.gate) if self.gate else "off",
         })  # fmt: skip
 
     def check_steps(self) -> None:
-        """Every step's settings, the later ones as if the one before had passed."""
+        """Every step's settings and rows, the later ones as if the one before had passed."""
         from evergreen.model.load import load_config
 
-        config = load_config(find.resolve(self.start.reference, self.start.adapters).base)
+        found = find.resolve(self.start.reference, self.start.adapters)
+        config = load_config(found.base)
         notes: dict[str, list[str]] = {}
+        earlier: list[SftSettings] = []
         for before, step in zip([None, *self.steps], self.steps, strict=False):
             start = {"prev_model": str(before.folder)} if before else plan.start_of(self.start)
             note = lambda what, step=step: notes.setdefault(what, []).append(step.name)  # noqa: E731
-            plan.check_step(self.settings_of(step, start, note), step.increment, config)
+            settings = self.settings_of(step, start, note)
+            check.check_step(settings, step.name, config)
+            if not step.is_trained:
+                check.check_rows(settings, step.name, earlier, found, config)
+            earlier.append(settings)
+        check.check_items([*(step.task for step in self.steps), *self.retention], self.board.settings, found, config)
         for what, names in notes.items():
             self.say(f"{', '.join(names)}: {what}")
 
     def task_of(self, increment: Increment) -> Task:
         metric = increment.settings.get("metric", self.given.metric)
-        read = read_tasks([str(path) for path in increment.dev], metric, self.given.max_items)
+        read = self.tasks_in(increment.dev, metric, increment.settings.get("on_bad_row", ""))
         if len({task.metric for task in read}) > 1:
             raise BadInput(f"{increment.name}: its dev files want several metrics: put them into one file")
         items = tuple(replace(item, id=f"{path.name}:{item.id}") if len(read) > 1 else item
                       for path, task in zip(increment.dev, read, strict=True) for item in task.items)  # fmt: skip
         return Task(increment.name, read[0].metric, items)
+
+    def tasks_in(self, files: Sequence[str | Path], metric: str, on_bad_row: str = "") -> list[Task]:
+        return read_tasks(list(map(str, files)), metric, self.given.max_items, on_bad_row or self.given.on_bad_row)
 
     def settings_of(self, step: Step, start: dict[str, Any], note: Callable[[str], None]) -> SftSettings:
         return plan.settings_of(self.given, step.increment, step.folder, start, note, step is self.steps[0])
@@ -137,7 +149,7 @@ class Evolve:
             self.judge(step)
             if step.verdict.promoted:
                 self.publish(step)
-                self.registry.promote(step.release, to="candidate")
+                self.releases.promote(step.release)
             step.seconds = time.monotonic() - began
             step.write_judged(self.gate_digest(step))
         elif step.verdict.promoted:
@@ -241,38 +253,20 @@ class Evolve:
         tasks = self.tasks_until(step)
         start, candidate, previous = (self.board.scores(one, tasks) for one in (self.start, version, step.previous))
         old = [one.task for one in self.steps_before(step)]
-        is_limited = self.gate.max_drift is not None or self.gate.max_latency_ratio is not None
-        measured = self.measure(version, step) if is_limited else {}
         return gates.judge(
             self.gate,
             new={step.name: pairs_of(step.task, previous, candidate)},
             old={task.name: pairs_of(task, previous, candidate) for task in old},
             best={task.name: pairs_of(task, self.board.best(self.line, task), candidate) for task in old},
             retention={task.name: pairs_of(task, start, candidate) for task in self.retention},
-            drift=measured.get("drift"),
-            latency=(self.measure(step.previous, step)["latency_ms"], measured["latency_ms"]) if measured else None,
+            drift=self.measure(version, step).get("drift") if self.gate.max_drift is not None else None,
+            latency=self.latency_of(version, step) if self.gate.max_latency_ratio is not None else None,
             facts=self.facts_of(step),
         )
 
     def publish(self, step: Step) -> None:
-        """The version that passed as a release, stored for good."""
         self.set_status(step, "publishing")
-        self.parent = self.parent or self.release_of(self.start).id
-        made = self.release_of(step.version, parent=self.parent, gate=gates.document(step.verdict))
-        step.release = self.parent = made.id
-
-    def release_of(self, version: Version, **lineage: Any) -> Release:
-        """The same version with the same parent and verdict is the same release, however often it is made."""
-        from evergreen.model.load import resolve
-
-        found = resolve(version.reference, version.adapters)
-        said, known = self.given, found.args or {}
-        prompt = {"system": known.get("system") if said.system is None else said.system,
-                  "template": said.template or known.get("template") or ""}  # fmt: skip
-        if not found.adapters:
-            return self.registry.create(self.registry.add_base(found.base), prompt=prompt, **lineage)
-        adapter = self.registry.add_version(found.adapters[-1], report=str(self.folder.resolve() / "report.html"))
-        return self.registry.create(adapter=adapter, prompt=prompt, **lineage)
+        step.release = self.releases.publish(step.version, step.verdict)
 
     # -- what the judgement needs
 
@@ -296,12 +290,20 @@ class Evolve:
 
     def measure(self, version: Version, step: Step) -> dict[str, Any]:
         """Latency of a version, and of a candidate its drift from the version before it."""
-        timed, found = self.steps[0].task.items, {}
+        asked, found = self.board.answered(version, step.task), {}
         for one, before in ((step.previous, None), (version, step.previous if version != step.previous else None)):
             if self.board.needs_measuring(one, before):
                 self.set_status(step, "measuring drift and latency")
-            found = self.board.measure(one, before, step.task.items, timed)
+            found = self.board.measure(one, before, asked, self.timed(one))
         return found
+
+    def latency_of(self, version: Version, step: Step) -> dict[str, Interval]:
+        self.set_status(step, "measuring latency")
+        return self.board.latency_ratios(version, step.previous, self.timed(version))
+
+    def timed(self, version: Version) -> list[Item]:
+        """The same items for every version: those of the first increment."""
+        return self.board.answered(version, self.steps[0].task)
 
     def facts_of(self, step: Step) -> dict[str, Any]:
         """What advice is made of."""
@@ -361,8 +363,8 @@ class Evolve:
         write_dev_all([step.increment for step in done], self.folder / "dev_all.json")
         self.matrix = matrix.Matrix(tuple(step.task for step in self.steps), self.rows(done), tuple(self.retention))
         matrix.write(self.matrix, self.folder)
-        report.write(self.folder, self.matrix.document(), [step.document() for step in self.steps],
-                     asdict(self.given))  # fmt: skip
+        settings = {name: value for name, value in vars(self.given).items() if name != "asked"}
+        report.write(self.folder, self.matrix.document(), [step.document() for step in self.steps], settings)
 
     def rows(self, done: Sequence[Step]) -> tuple[matrix.VersionScores, ...]:
         after = [self.board.row(step.name, step.version, step.verdict.promoted) for step in done]
@@ -405,23 +407,8 @@ def _eval_settings(given: EvolveSettings) -> EvalSettings:
     return EvalSettings(
         model=given.model, system=given.system, template=given.template, torch_dtype=given.torch_dtype,
         device=given.device, max_new_tokens=given.max_new_tokens, batch_size=given.eval_batch_size,
+        on_bad_row=given.on_bad_row,
     )  # fmt: skip
-
-
-def _lasting(given: EvolveSettings) -> dict[str, Any]:
-    """The settings with full paths, so that they hold in another working directory."""
-    values = asdict(given)
-    for name in ("increments", "gate", "dataset_dir"):
-        values[name] = _full(values[name])
-    for name in ("adapters", "retention", "general_replay", "val_dataset"):
-        values[name] = [_full(text) for text in values[name]]
-    return values
-
-
-def _full(text: str) -> str:
-    """A path, perhaps with #N, as a full one; any other word as it is."""
-    name, mark, count = text.rpartition("#") if not Path(text).exists() else (text, "", "")
-    return f"{Path(name).resolve()}{mark}{count}" if name and Path(name).exists() else text
 
 
 def _file_digest(path: str | Path) -> str:

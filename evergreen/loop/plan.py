@@ -1,15 +1,15 @@
 """What an increment is trained with: the command's flags, its own over them, and what of it cannot hold.
 
 Promises: what somebody asked for and cannot have is an error, before anything is trained; only what nobody asked for,
-a default, is left out, and `note`d in a line. An increment's own settings are asked for; so is a flag whose value is
-not the default. Flags about earlier data (replay, penalties, chains) begin with the first increment that has some.
+a default, is left out, and `note`d in a line. An increment's own settings are asked for; so is a flag that was typed,
+be it as its default. Flags about earlier data (replay, penalties, chains) begin with the first increment that has some.
 
 What a trained version depends on (`asked_of`) is what was asked for: a default that another version of the program
 changes unlearns nothing, nor does data that lies elsewhere now.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from evergreen.evaluate.harness import Version
 from evergreen.options import build
 from evergreen.records import BadInput
 from evergreen.settings import EvolveSettings, SftSettings
-from evergreen.train.rules import check_model, check_settings
+from evergreen.train.rules import check_settings
 
 OFF = {"regularization": "l2sp", "regularization_alpha": 0.0}
 NEEDS_HISTORY = {
@@ -28,27 +28,12 @@ NEEDS_HISTORY = {
     "chain": "continue", "merge_chain": "", **OFF,
 }  # fmt: skip
 NAMES = {one.name for one in fields(SftSettings)}
-SET_BY_EVOLVE = {
-    "prev_model": "evolve sets it for each increment: give the start as --model",
-    "dataset": "evolve sets it for each increment: give the data as folders, evergreen evolve dataset/",
-    "resume_only_model": "evolve goes on by itself: give the same command with the same --output_dir",
-    "resume_from_checkpoint": "evolve goes on by itself: give the same command with the same --output_dir",
-}
 NO_PART_OF_A_VERSION = {
     "json", "home", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "prev_model", "model", "adapters",
     "dataset", "general_replay", "dataset_dir", "val_dataset", "report_to", "plot_loss", "save_steps", "save_strategy",
     "save_total_limit", "save_only_model", "logging_steps", "eval_steps", "eval_strategy", "ddp_timeout",
     "per_device_eval_batch_size", "dataloader_num_workers", "preprocessing_num_workers", "overwrite_cache", "device",
 }  # fmt: skip
-
-
-def check_line(given: EvolveSettings) -> None:
-    """Refuse the flags that evolve itself sets; `--resume_from_checkpoint true` is what it does anyway."""
-    for name, why in SET_BY_EVOLVE.items():
-        value = getattr(given, name)
-        if value and str(value).lower() not in ("true", "false", "none") or value is True:
-            shown = " ".join(value) if isinstance(value, list) else value
-            raise BadInput(f"--{name} {shown}: {why}")
 
 
 def start_of(previous: Version) -> dict[str, Any]:
@@ -90,20 +75,6 @@ def settings_of(
     return settings
 
 
-def check_step(settings: SftSettings, increment: Increment, config: Any) -> None:
-    """What a run would refuse once it has read the model's config and its data; asked before the first is trained."""
-    from evergreen.continual.merge import check_merge_chain
-
-    try:
-        check_model(settings, config)
-        if settings.merge_chain:
-            check_merge_chain(build(SftSettings, vars(settings) | {"prev_model": "", "model": "", "adapters": []}))
-        for source in split_sources(settings.val_dataset) if settings.val_dataset else ():
-            locate(source, settings.dataset_dir, "validation")
-    except BadInput as error:
-        raise BadInput(f"{increment.name}: {error}") from None
-
-
 def asked_of(given: EvolveSettings, increment: Increment, previous: Version) -> dict[str, Any]:
     """What the trained version depends on: equal ones need not be learnt again. Data counts by its content, and flags
     about earlier data where there is some."""
@@ -111,10 +82,22 @@ def asked_of(given: EvolveSettings, increment: Increment, previous: Version) -> 
     has_history = "prev_model" in start_of(previous)
     counts = NAMES - NO_PART_OF_A_VERSION - (set() if has_history else set(NEEDS_HISTORY) - set(increment.settings))
     values = {name: getattr(given, name) for name in NAMES} | increment.settings
-    kept = {name: values[name] for name in sorted(counts) if values[name] != getattr(defaults, name)}
+    matters = values["regularization_alpha"] and _why_default_is_off(values)
+    told = _asked_penalty(given, increment.settings) if matters else set()
+    kept = {name: values[name] for name in sorted(counts) if values[name] != getattr(defaults, name) or name in told}
     general = values["general_replay"]
     data = [[_content(text, given.dataset_dir) for text in sources] for sources in (increment.train, general)]
     return {"previous": previous.digest, "settings": kept, "data": data}
+
+
+def lasting(given: EvolveSettings) -> dict[str, Any]:
+    """What plan.json keeps: the settings with full paths, so that they hold in another working directory."""
+    values = asdict(given)
+    for name in ("increments", "gate", "dataset_dir"):
+        values[name] = _full(values[name])
+    for name in ("adapters", "retention", "general_replay", "val_dataset"):
+        values[name] = [_full(text) for text in values[name]]
+    return values
 
 
 def difference(then: dict[str, Any], now: dict[str, Any]) -> str:
@@ -145,9 +128,20 @@ def _penalty_off(given: EvolveSettings, own: dict[str, Any], values: dict[str, A
     too much; None where it holds."""
     if not values["regularization_alpha"]:
         return "" if "regularization" not in own else None
-    defaults, kind = type(given)(), values["regularization"]
-    is_asked = any(name in own or getattr(given, name) != getattr(defaults, name) for name in OFF)
-    if is_asked or kind == "l2sp":
+    return None if _asked_penalty(given, own) else _why_default_is_off(values)
+
+
+def _asked_penalty(given: EvolveSettings, own: dict[str, Any]) -> set[str]:
+    """Which of a penalty's kind and strength somebody asked for."""
+    defaults = type(given)()
+    return {
+        name for name in OFF if name in own or name in given.asked or getattr(given, name) != getattr(defaults, name)
+    }
+
+
+def _why_default_is_off(values: dict[str, Any]) -> str | None:
+    kind = values["regularization"]
+    if kind == "l2sp":
         return None
     if values["train_type"] in ("full", "freeze"):  # 8 bytes for each of 7 billion weights
         return f"{kind}, the default, would hold 8 more bytes for each weight: off with {values['train_type']}"
@@ -170,3 +164,9 @@ def _spelt(name: str, settings: dict[str, Any]) -> str:
 def _value(name: str, settings: dict[str, Any]) -> str:
     value = settings.get(name, "the default")
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _full(text: str) -> str:
+    """A path, perhaps with #N, as a full one; any other word as it is."""
+    name, mark, count = text.rpartition("#") if not Path(text).exists() else (text, "", "")
+    return f"{Path(name).resolve()}{mark}{count}" if name and Path(name).exists() else text

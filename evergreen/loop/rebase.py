@@ -42,8 +42,9 @@ def _evolved(given: RebaseSettings) -> tuple[Path, EvolveSettings]:
         raise BadInput(f"no increment in {folder} has passed: there is no line to compare with")
     run, state = passed[-1]
     out = given.output_dir or f"{folder}-on-{Path(given.model).name}"
-    values = plan["settings"] | {"model": given.model, "adapters": [], "output_dir": out, "json": given.json,
-                                 "home": given.home, "overwrite_output_dir": False}  # fmt: skip
+    own = {"model": given.model, "adapters": [], "output_dir": out, "json": given.json, "home": given.home,
+           "overwrite_output_dir": False}  # fmt: skip
+    values = {"asked": []} | plan["settings"] | own
     try:
         return run / state["version"]["place"], build(EvolveSettings, values)
     except TypeError as error:  # a flag that this version of the program does not have

@@ -6,12 +6,13 @@ Does not: judge.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from evergreen.evaluate import harness, matrix
 from evergreen.evaluate.harness import Scored, Version
+from evergreen.evaluate.statistics import Interval
 from evergreen.evaluate.tasks import Item, Task
 from evergreen.home import read_object, write_json
 from evergreen.settings import EvalSettings
@@ -19,7 +20,7 @@ from evergreen.settings import EvalSettings
 MEASURES_FILE, SCORES_FILE = "measures.json", "scores.json"
 MAX_DRIFT_ITEMS = 100
 CURE = "delete it, and it is made anew"
-MEASURED = {"latency_ms": dict | None, "drift": dict | None}
+MEASURED = {"latency_ms": dict | None, "drift": dict | None, "latency_ratios": dict | None}
 SCORED = {"model": str, "digest": str}
 
 
@@ -47,6 +48,10 @@ class Scoreboard:
             self.scored[version.digest] = known
         return known
 
+    def answered(self, version: Version, task: Task) -> list[Item]:
+        """The items that the version was able to answer."""
+        return [task.items[place] for place in self.scored[version.digest].rows[task.name]]
+
     def best(self, versions: Sequence[Version], task: Task) -> Scored:
         """Of these versions, the one that was best on the task."""
         found = [self.scored[version.digest] for version in versions]
@@ -72,10 +77,24 @@ class Scoreboard:
             write_json(self._folder_of(version) / MEASURES_FILE, known)
         return known
 
+    def latency_ratios(self, version: Version, before: Version, timed: Sequence[Item]) -> dict[str, Interval]:
+        """Answer times of `version` against those of `before`, see measures.latency_ratios."""
+        from evergreen.evaluate import measures
+
+        known = self._known(version)
+        against = known.setdefault("latency_ratios", {})
+        if before.digest not in against:
+            found = measures.latency_ratios(before, version, timed, self.settings)
+            against[before.digest] = {name: asdict(ratio) for name, ratio in found.items()}
+            write_json(self._folder_of(version) / MEASURES_FILE, known)
+        return {name: Interval(**ratio) for name, ratio in against[before.digest].items()}
+
     def row(self, name: str, version: Version, accepted: bool) -> matrix.VersionScores:
         """A version as the matrix takes it."""
         scored, measured = self.scored[version.digest], self._known(version)
-        items = {task: {row["id"]: row["score"] for row in rows.values()} for task, rows in scored.rows.items()}
+        items = {  # by place: nobody promises that a file's own ids differ
+            task: {str(place): row["score"] for place, row in rows.items()} for task, rows in scored.rows.items()
+        }
         return matrix.VersionScores(name, version.digest, accepted, items,
                                     measured.get("latency_ms", {}), measured.get("drift"))  # fmt: skip
 

@@ -20,18 +20,26 @@ class Pointers:
 
     def __init__(self, registry: Registry):
         self.registry, self.path = registry, registry.db.path
-        self._lock, self._known, self._asked = threading.Lock(), dict[str, str](), 0.0
+        self._lock, self._asked = threading.Lock(), 0.0
+        self._known: dict[str, tuple[str, float]] = {}  # alias -> release, share
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
 
     def get(self, alias: str) -> str | None:
         """The id of the release that the alias points to; None before its first promotion."""
+        return self._now().get(alias, (None, 0.0))[0]
+
+    def share(self, alias: str = "candidate") -> float:
+        """How many of the users of stable get the alias's release instead, a fraction."""
+        return self._now().get(alias, (None, 0.0))[1]
+
+    def _now(self) -> dict[str, tuple[str, float]]:
         with self._lock:
             if self.path:
                 self._read_file()
             elif time.monotonic() - self._asked > POLL_SECONDS:
                 self._ask_server()
-            return self._known.get(alias)
+            return self._known
 
     def close(self) -> None:
         with self._lock:
@@ -48,7 +56,8 @@ class Pointers:
                     self._connection.close()
                 self._connection = sqlite3.connect(self.path, timeout=1, check_same_thread=False, isolation_level=None)
                 self._file = (status.st_dev, status.st_ino)
-            self._known = dict(self._connection.execute("SELECT name, release FROM aliases"))
+            rows = self._connection.execute("SELECT name, release, share FROM aliases")
+            self._known = {name: (release, share or 0.0) for name, release, share in rows}
         except (OSError, sqlite3.Error):
             self._file = None
 
@@ -56,6 +65,7 @@ class Pointers:
         self._asked = time.monotonic()
         try:
             found = {name: self.registry.alias(name) for name in ALIASES}
-            self._known = {name: release.id for name, release in found.items() if release}
+            shares = {name: self.registry.share(name) for name in found}
+            self._known = {name: (release.id, shares[name]) for name, release in found.items() if release}
         except EvergreenError:
             pass

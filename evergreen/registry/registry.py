@@ -168,9 +168,10 @@ class Registry:
             pointer = self._pointer(tx, name)
             return self._release(tx, pointer) if pointer else None
 
-    def promote(self, ref: str, to: str = "stable", force: str = "") -> dict[str, str | None]:
+    def promote(self, ref: str, to: str = "stable", force: str = "", share: float = 0.0) -> dict[str, str | None]:
         """Point an alias at a release: {alias: id, "previous": id}. `stable` wants a passed gate, or `force`, a reason
-        that stays in the history. What the alias points to already is no move."""
+        that stays in the history. What the alias points to already is no move. `share` of the users of stable get the
+        candidate instead, until the next move of either."""
         _check_alias(to)
         reason = " ".join(force.split())
         with self.db.read() as tx:
@@ -187,7 +188,15 @@ class Registry:
             previous = self._pointer(tx, to)
             if previous != release.id:
                 self._move(tx, Move(to, "promote", release.id, previous, reason, not has_passed, _who(), now()))
+            if to == "candidate":
+                self._split(tx, share)
         return {to: release.id, "previous": previous}
+
+    def share(self, alias: str = "candidate") -> float:
+        """How many of the users of stable get the alias's release instead, a fraction."""
+        with self.db.read() as tx:
+            row = tx.execute(self.pointers.select().where(self.pointers.c.name == alias)).first()
+        return (row.share if row else None) or 0.0
 
     def rollback(self, alias: str = "stable", reason: str = "") -> dict[str, str | None]:
         """Take back the last promotion that still stands: {alias: id, "previous": id}.
@@ -356,6 +365,10 @@ class Registry:
         else:
             tx.execute(self.pointers.update().where(self.pointers.c.name == move.alias).values(release=move.release))
         tx.execute(self.moves.insert().values({**asdict(move), "forced": int(move.forced)}))
+        self._split(tx, 0.0)  # it was a try of one against the other
+
+    def _split(self, tx: "Connection", share: float) -> None:
+        tx.execute(self.pointers.update().where(self.pointers.c.name == "candidate").values(share=share))
 
     def _flat(self, tx: "Connection", release: Release) -> dict[str, Any]:
         """A release and its adapter's (else its base's) data and settings, one value a name."""

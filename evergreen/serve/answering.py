@@ -17,25 +17,26 @@ from typing import Any
 from evergreen import feedback
 from evergreen.engine.base import Output
 from evergreen.home import new_id
+from evergreen.knowledge.answer import Knowledge
 from evergreen.records import Completion, EvergreenError, Message
-from evergreen.serve import protocol
-from evergreen.serve.errors import Busy, api_error, engine_failed, no_knowledge
+from evergreen.serve import protocol, split
+from evergreen.serve.errors import Busy, Disconnected, api_error, engine_failed
+from evergreen.serve.grounding import Grounding, said
 from evergreen.serve.keys import Key
 from evergreen.serve.limits import Limits
 from evergreen.serve.metrics import Metrics
 from evergreen.serve.models import Models, Served
 from evergreen.serve.protocol import Call, Choice, Head
+from evergreen.serve.sampling import may_compile
 from evergreen.serve.schemas import ApiError, SamplingBody
 from evergreen.settings import ServeSettings
 
+AHEAD_SECONDS = 1.0  # between looks for hot questions
+MAX_HELD = 64  # outputs of an answer that is sent whole
 CANCEL_SECONDS = 10.0  # how long a cancelled request may take to say so
 SEND_SECONDS = 60.0  # a client that takes nothing for so long is gone
 MAX_RESERVED_TOKENS = 512  # for the answer, when a history is trimmed and max_tokens is not given
 PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "generate": "gen-"}
-
-
-class Disconnected(Exception):
-    """The client has hung up."""
 
 
 class Inbox:
@@ -44,11 +45,12 @@ class Inbox:
     def __init__(self) -> None:
         self._loop, self._outputs, self._wake = asyncio.get_running_loop(), deque[Output](), asyncio.Event()
         self._is_told = self.is_closed = False
+        self.is_patient = False  # for an answer that is sent whole: the loop is woken for its end, not for its tokens
 
     def put(self, output: Output) -> None:
         """From any thread; one wake-up brings all that came together."""
         self._outputs.append(output)
-        if not self._is_told:
+        if not self._is_told and (output.is_last or not self.is_patient or len(self._outputs) >= MAX_HELD):
             self._is_told = True
             with contextlib.suppress(RuntimeError):  # the server has ended
                 self._loop.call_soon_threadsafe(self._tell)
@@ -80,11 +82,25 @@ class Inbox:
         return [self._outputs.popleft() for _ in range(len(self._outputs))]
 
 
+async def never() -> Any:
+    """What a client that does not exist sends."""
+    await asyncio.Event().wait()
+
+
 class Desk:
     """Takes requests in, knows how many are under way, and remembers each when it has ended."""
 
-    def __init__(self, settings: ServeSettings, models: Models, limits: Limits, metrics: Metrics, log: feedback.Log):
+    def __init__(
+        self,
+        settings: ServeSettings,
+        models: Models,
+        limits: Limits,
+        metrics: Metrics,
+        log: feedback.Log,
+        knowledge: Knowledge | None = None,
+    ):
         self.settings, self.models, self.limits, self.metrics, self.log = settings, models, limits, metrics, log
+        self.knowledge = knowledge
         self._threads = ThreadPoolExecutor(32, thread_name_prefix="prompts")
         self._num_running: Counter[str] = Counter()  # by base
         self._winding_up: set[asyncio.Task[None]] = set()
@@ -97,9 +113,11 @@ class Desk:
         body: SamplingBody,
         to_call: Callable[..., Call],
         receive: Callable[[], Awaitable[Any]],
+        session: str = "",
+        is_ahead: bool = False,
     ) -> AsyncIterator["Answering"]:
         """The request while it runs; what is left of it when the block ends early is cancelled."""
-        one = Answering(self, key, route, body)
+        one = Answering(self, key, route, body, session, is_ahead)
         try:
             await one.begin(to_call)
             one.watch(receive)
@@ -127,6 +145,25 @@ class Desk:
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
+    def aside(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have something done that nobody waits for."""
+        task = asyncio.ensure_future(self.in_thread(function, *arguments))
+        self._winding_up.add(task)
+        task.add_done_callback(self._winding_up.discard)
+
+    async def answer_ahead(self) -> None:
+        """Answer hot questions again before their answers expire, and after knowledge has changed, while the engine has
+        nothing else to do."""
+        while self.knowledge is not None:
+            await asyncio.sleep(AHEAD_SECONDS)
+            with contextlib.suppress(Exception):  # who asks hears of it
+                for hot in await self.in_thread(self.knowledge.due):
+                    if sum(self._num_running.values()):
+                        break
+                    key, body = hot.request
+                    async with self.answering(key, "ahead", body, protocol.chat_call, never, is_ahead=True) as one:
+                        await one.whole()
+
     async def close(self) -> None:
         """Waits for what is being cancelled."""
         if self._winding_up:
@@ -137,12 +174,17 @@ class Desk:
 class Answering:
     """One body on its way to one response."""
 
-    def __init__(self, desk: Desk, key: Key, route: str, body: SamplingBody):
-        self.desk, self.key, self.route, self.body = desk, key, route, body
+    def __init__(self, desk: Desk, key: Key, route: str, body: SamplingBody, session: str = "", is_ahead: bool = False):
+        """`session` is the page's cookie; where a split needs one and there is none, it gets one here. `is_ahead`:
+        nobody waits, the answer is made for the cache."""
+        self.is_ahead = is_ahead
+        self.desk, self.key, self.route, self.body, self.session = desk, key, route, body, session
         self.id, self.started, self.at = new_id(), time.perf_counter(), feedback.now()
         self.inbox = Inbox()
         self.served: Served | None = None
         self.call: Call | None = None
+        self.grounding: Grounding | None = None
+        self.remembered: Output | None = None  # the answer, from the cache
         self.choices: list[Choice] = []
         self.open: dict[str, int] = {}  # engine requests that have not ended -> their choice
         self.completions: list[Completion] = []
@@ -154,9 +196,12 @@ class Answering:
         """Choose who answers, write the prompts, hand them to the engine."""
         self.served = served = await self._choose()
         sampling = served.release.sampling if served.release else None
-        self.call = await self.desk.in_thread(to_call, self.body, sampling)  # a grammar takes long to compile
-        if self.call.evergreen:
-            no_knowledge(self.call.evergreen)
+        self.grounding = Grounding.begin(self.desk.knowledge, self.desk.settings.knowledge, self.body, served)
+        if may_compile(self.body):  # a large grammar takes seconds
+            self.call = await self.desk.in_thread(to_call, self.body, sampling)
+        else:
+            self.call = to_call(self.body, sampling)
+        self.inbox.is_patient = not self.call.stream
         count = self.call.n * max(1, len(self.call.prompts))
         self.desk.admit(served.base.digest, count)
         self.num_slots = count
@@ -191,6 +236,8 @@ class Answering:
 
     async def whole(self) -> dict[str, Any]:
         """The response in one piece."""
+        if self.is_held:
+            await self._settle()
         async for choice, output in self.outputs():
             choice.add(output)
         return protocol.respond(self.call, self.head, self.choices)
@@ -201,6 +248,10 @@ class Answering:
         Raises ApiError, but only in the place of the first."""
         head, has_begun = self.head, False
         try:
+            if self.is_held:
+                parts = await self._settle()
+                head, has_begun = replace(head, evergreen=self._evergreen()), True
+                yield "".join(protocol.event(protocol.chunk(self.call, head, part)) for part in parts)
             while self.open:
                 parts: list[dict] = []
                 for output in await self.inbox.take():
@@ -218,6 +269,53 @@ class Answering:
                 raise
             self.fail(error)
             yield protocol.event(protocol.error(error)) + protocol.DONE
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing may be shown before it is checked."""
+        return bool(self.remembered or (self.grounding and self.grounding.is_held))
+
+    async def _settle(self) -> list[dict]:
+        """Hear held answers out and check them; what may be shown, as entries of a chunk's `choices`."""
+        if self.remembered:
+            return self.choices[0].add(self.remembered)
+        heard: dict[int, list[Output]] = {choice.index: [] for choice in self.choices}
+        async for choice, output in self.outputs():
+            heard[choice.index].append(output)
+        parts: list[dict] = []
+        for choice in self.choices:
+            for output in await self._checked(choice.index, heard[choice.index]):
+                parts += choice.add(output)
+        return parts
+
+    async def _checked(self, place: int, outputs: list[Output]) -> list[Output]:
+        """The outputs of a choice as they are, those of its second try, or an abstention."""
+        grounding, completion = self.grounding, outputs[-1].completion
+        judged = await self.desk.in_thread(grounding.judge, completion.text)
+        if judged is not None:
+            call, second = await self.desk.in_thread(grounding.second, self.call, judged, self._count)
+            await self.desk.in_thread(self._submit_again, call, place)
+            outputs = [output async for _, output in self.outputs()]
+            finished = await self.desk.in_thread(grounding.last, second, judged, outputs[-1].completion.text)
+            if finished.outcome == "abstained":
+                outputs = [said(outputs[-1], finished.text)]
+        return outputs
+
+    def _submit_again(self, call: Call, place: int) -> None:
+        """In a thread: one more answer to a choice."""
+        served = self.served
+        prompts = protocol.prompt_ids(call, served.tokenizer, served.system)
+        name, room = f"{self.id}-again-{place}", served.engine.max_context_tokens
+        [request] = protocol.engine_requests(call, prompts, name, room, served.adapter, self.key.name)
+        self.open[request.id] = place
+        try:
+            served.engine.submit(request, self.inbox.put)
+        except BaseException:
+            del self.open[request.id]
+            raise
+
+    def _count(self, text: str) -> int:
+        return len(self.served.tokenizer.encode(text, add_special_tokens=False))
 
     def fail(self, error: BaseException) -> None:
         """Remember how it ended."""
@@ -253,7 +351,10 @@ class Answering:
         for completion in self.completions:
             self.desk.metrics.count(self.served.name, completion)
         self.desk.limits.spend(self.key, sum(one.completion_tokens for one in self.completions))
-        self.desk.log.add(self._row())
+        if not self.is_ahead:
+            self.desk.log.add(self._row())
+        if self.grounding and self.status == 200 and self.choices and self.choices[0].completion:
+            self.desk.aside(self.grounding.keep, self.choices[0].completion)
         await self._stack.aclose()
 
     # -- inside
@@ -261,7 +362,7 @@ class Answering:
     async def _choose(self) -> Served:
         """By `model`, by `lora_request`, or both where they agree: an adapter on the base that is named."""
         model, lora = self.body.model or "", self.body.lora_request.lora_name if self.body.lora_request else ""
-        served = await self._stack.enter_async_context(self.desk.models.chosen(lora or model))
+        served = await self._of_split(lora or model)
         if lora and model not in ("", lora):
             named = await self._stack.enter_async_context(self.desk.models.chosen(model))
             is_same = named.base is served.base and named.adapter in ("", served.adapter)
@@ -270,11 +371,33 @@ class Answering:
                                param="lora_request")  # fmt: skip
         return served
 
+    async def _of_split(self, name: str) -> Served:
+        """What a name stands for, for this user. A trial that cannot be loaded costs nobody an answer."""
+        models = self.desk.models
+        if models.is_split(name) and not (self.body.user or self.session):
+            self.session = new_id()
+        arm = models.arm(name, split.user_of(self.key.name, self.body.user or "", self.session))
+        try:
+            return await self._stack.enter_async_context(models.chosen(arm))
+        except EvergreenError:
+            if arm == name:
+                raise
+        return await self._stack.enter_async_context(models.chosen(name))
+
     def _submit(self) -> None:
-        """In a thread: tokenise, trim, hand over."""
+        """In a thread: tokenise, beside the search; add what it found, trim, hand over."""
         call, served = self.call, self.served
         room = served.engine.max_context_tokens
         prompts = protocol.prompt_ids(call, served.tokenizer, served.system)
+        if self.grounding:
+            wanted = call.sampling.max_new_tokens or min(MAX_RESERVED_TOKENS, room // 4)
+            self.call = self.grounding.prepare(call, self._count, room - len(prompts[0]) - wanted)
+            if self.call is not call:
+                call, prompts = self.call, protocol.prompt_ids(self.call, served.tokenizer, served.system)
+            self.remembered = self.grounding.cached(call, (self.key, self.body), self.is_ahead)
+            if self.remembered:
+                self.choices.append(Choice(call, 0))
+                return
         if self.desk.settings.trim_history and call.kind == "chat":
             self.call, prompts, self.num_trimmed = trimmed(call, prompts, served, room)
             call = self.call
@@ -311,15 +434,18 @@ class Answering:
         return {
             "release": served.release.id if served.release else None,
             "adapter": served.adapter or None,
+            "knowledge": None,
             "snapshot": None,
             "sources": [],
+            "citations": [],
+            "problems": [],
             "cached": False,
             "trimmed": self.num_trimmed,
             "engine_seconds": max((one.latency_seconds for one in self.completions), default=None),
-        }
+        } | (self.grounding.told() if self.grounding else {})
 
     def _row(self) -> feedback.Interaction:
-        served, done = self.served, self.completions
+        served, done, grounding = self.served, self.completions, self.grounding
         return feedback.Interaction(
             self.id,
             self.at,
@@ -330,16 +456,20 @@ class Answering:
             served.release.id if served and served.release else None,
             served.base.digest if served else None,
             (served.adapter or None) if served else None,
+            grounding.prepared.n if grounding and grounding.prepared else None,
             input=self.body.model_dump(mode="json", exclude_none=True, by_alias=True),
             output=[choice.whole() for choice in self.choices if choice.completion] or None,
             status=self.status,
-            finish_reason=done[0].finish_reason if done else "",
+            finish_reason=next((one.completion.finish_reason for one in self.choices if one.completion), ""),
             error=self.error,
             prompt_tokens=self.num_prompt_tokens,
             cached_tokens=sum(one.num_cached_tokens for one in done),
             completion_tokens=sum(one.completion_tokens for one in done),
             first_token_seconds=min((one.first_token_seconds for one in done), default=None),
             latency_seconds=time.perf_counter() - self.started,
+            session=self.session or None,
+            grounding=grounding.logged() if grounding else None,
+            cached=int(grounding.is_cached) if grounding else None,
         )
 
 

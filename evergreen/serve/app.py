@@ -1,8 +1,4 @@
-"""The HTTP server's routes: OpenAI's, vLLM's adapter routes, /generate, feedback, health, metrics, the chat page.
-
-Promises: whatever is sent, the answer is a status and OpenAI's error shape; a body is read within a limit of bytes and
-of time; nobody without a key asks a server that has keys, nobody without an admin key changes what it serves.
-"""
+"""The HTTP server's routes: OpenAI's, vLLM's adapter routes, /generate, feedback, health, metrics, the chat page."""
 
 import asyncio
 import contextlib
@@ -12,22 +8,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic.json_schema import models_json_schema
-from starlette.exceptions import HTTPException
 
 import evergreen
 from evergreen import feedback
-from evergreen.records import EvergreenError, Failure
-from evergreen.serve import protocol
-from evergreen.serve.answering import SEND_SECONDS, Answering, Desk, Disconnected
-from evergreen.serve.errors import Busy, api_error
+from evergreen.home import new_id
+from evergreen.knowledge.answer import Knowledge
+from evergreen.records import Failure
+from evergreen.serve import protocol, split
+from evergreen.serve.answering import SEND_SECONDS, Answering, Desk
+from evergreen.serve.door import Door, Json, handle_errors, openapi_of, takes
+from evergreen.serve.errors import Busy, Disconnected
 from evergreen.serve.guard import Guard
-from evergreen.serve.keys import OPEN, Key, Keys
+from evergreen.serve.keys import Keys
+from evergreen.serve.knowledge import KNOWLEDGE_BODIES, knowledge_routes
 from evergreen.serve.limits import Limits
 from evergreen.serve.metrics import Metrics
 from evergreen.serve.models import Models, Served, UnknownModel
@@ -41,69 +38,35 @@ from evergreen.serve.schemas import (
     GenerateRequest,
     LoadAdapterRequest,
     UnloadAdapterRequest,
-    read,
 )
 from evergreen.settings import ServeSettings
 
 WEB = Path(__file__).parent / "web"
-BODY_SECONDS = 60.0
-LARGE_BYTES = 32_768  # a longer body is parsed in a thread
 RATING_SECONDS = 10.0
 STARTED = int(time.time())
-BODIES = (ChatRequest, CompletionRequest, GenerateRequest, FeedbackRequest, LoadAdapterRequest, UnloadAdapterRequest)
-PREFIX = re.compile("^(chatcmpl|cmpl|gen)-")
-REFS = "#/components/schemas/{model}"
+BODIES = (
+    ChatRequest, CompletionRequest, GenerateRequest, FeedbackRequest, LoadAdapterRequest, UnloadAdapterRequest,
+    *KNOWLEDGE_BODIES,
+)  # fmt: skip
 T = TypeVar("T", bound=Body)
+PREFIX = re.compile("^(chatcmpl|cmpl|gen)-")
 
 
-class Json(JSONResponse):
-    def render(self, content: Any) -> bytes:
-        return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
-
-
-class Service:
+class Service(Door):
     """What the routes work with."""
 
-    def __init__(self, settings: ServeSettings, models: Models, keys: Keys, log: feedback.Log):
-        self.settings, self.models, self.keys, self.log = settings, models, keys, log
+    def __init__(
+        self,
+        settings: ServeSettings,
+        models: Models,
+        keys: Keys,
+        log: feedback.Log,
+        knowledge: Knowledge | None = None,
+    ):
+        super().__init__(keys, settings.max_body_bytes)
+        self.settings, self.models, self.log, self.knowledge = settings, models, log, knowledge
         self.limits, self.metrics = Limits(), Metrics(models.stats)
-        self.desk = Desk(settings, models, self.limits, self.metrics, log)
-
-    def key_of(self, request: Request, scope: str = "user") -> Key:
-        """Who asks. Raises ApiError: 401 without a right key, 403 when an admin's is wanted."""
-        if not self.keys:
-            return OPEN
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        given = given.strip().encode("latin-1").decode("utf-8", "replace")
-        key = self.keys.find(given) if kind.lower() == "bearer" and given else None
-        if key is None:
-            said = "no API key was given: send Authorization: Bearer KEY" if not given else "the API key is not right"
-            raise ApiError(401, said, "authentication_error", code="invalid_api_key")
-        if scope == "admin" and key.scope != "admin":
-            raise ApiError(403, "this wants an admin key", "permission_error", code="admin_key_required")
-        return key
-
-    async def body_of(self, request: Request, kind: type[T]) -> T:
-        """The body, checked. Raises ApiError: 400, 408 or 413."""
-        raw = await self._raw(request)
-        if len(raw) > LARGE_BYTES:
-            return await self.desk.in_thread(read, kind, raw)
-        return read(kind, raw)
-
-    async def _raw(self, request: Request) -> bytes:
-        limit, raw = self.settings.max_body_bytes, bytearray()
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
-            raise too_large(limit)
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for part in request.stream():
-                    raw += part
-                    if len(raw) > limit:
-                        raise too_large(limit)
-        except TimeoutError:
-            raise ApiError(408, f"the body did not come within {BODY_SECONDS:.0f} seconds", "timeout_error") from None
-        return bytes(raw)
+        self.desk = Desk(settings, models, self.limits, self.metrics, log, knowledge)
 
     async def generate(self, request: Request, kind: type[T], to_call: Callable[..., Any]) -> Response:
         """The way of the three generating routes."""
@@ -112,17 +75,26 @@ class Service:
         if which:
             raise Busy(f"the key's limit of {which} is reached: try again in {seconds} s", seconds)
         body = await self.body_of(request, kind)
+        session = split.session_of(request.cookies.get(split.COOKIE))
         async with contextlib.AsyncExitStack() as stack:
-            answering = self.desk.answering(key, request.url.path, body, to_call, request.receive)
+            answering = self.desk.answering(key, request.url.path, body, to_call, request.receive, session)
             one = await stack.enter_async_context(answering)
             try:
                 if not one.call.stream:
-                    return Json(await one.whole())
+                    return remembered(Json(await one.whole()), request, one.session)
                 events = one.events()
                 first = await anext(events)
             except asyncio.CancelledError:  # only uvicorn does that, when the time for draining is over
                 raise stopping() from None
-            return EventStream(one, first, events, stack.pop_all())
+            return remembered(EventStream(one, first, events, stack.pop_all()), request, one.session)
+
+
+def remembered(response: Response, request: Request, session: str) -> Response:
+    """The response with the session as a cookie, when the client does not have it yet."""
+    if session and session != request.cookies.get(split.COOKIE):
+        response.set_cookie(split.COOKIE, session, split.COOKIE_SECONDS, httponly=True, samesite="strict",
+                            secure=request.url.scheme == "https")  # fmt: skip
+    return response
 
 
 class EventStream(Response):
@@ -157,21 +129,32 @@ class EventStream(Response):
             raise Disconnected from None
 
 
-def make_app(settings: ServeSettings, models: Models, keys: Keys, log: feedback.Log, is_local: bool) -> Any:
+def make_app(
+    settings: ServeSettings,
+    models: Models,
+    keys: Keys,
+    log: feedback.Log,
+    is_local: bool,
+    knowledge: Knowledge | None = None,
+) -> Any:
     """The ASGI application. `is_local`: it listens to this machine alone."""
-    service = Service(settings, models, keys, log)
+    service = Service(settings, models, keys, log, knowledge)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        ahead = asyncio.create_task(service.desk.answer_ahead())
         yield
+        ahead.cancel()
         await service.desk.close()
 
     app = FastAPI(title="Evergreen", version=evergreen.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
-    _handle_errors(app)
+    app.openapi = lambda: openapi_of(app, BODIES)  # type: ignore[method-assign]
+    handle_errors(app)
     _generating(app, service)
     _models(app, service)
     _feedback(app, service)
+    if knowledge is not None:
+        knowledge_routes(app, service, knowledge, models.registry, models.knowledge_served)
     _health(app, service)
     _page(app)
     if settings.allowed_origins:
@@ -207,7 +190,7 @@ def _models(app: FastAPI, service: Service) -> None:
         served = await service.desk.in_thread(service.models.all)
         found = next((one for one in served if one.name == name), None)
         if found is None:
-            raise UnknownModel(f"no model {name} is served")
+            raise UnknownModel(f"no model {name[:80]} is served")
         return Json(model_card(found))
 
     @app.post("/v1/load_lora_adapter", summary="Serve an adapter (admin)", **takes(LoadAdapterRequest))
@@ -263,70 +246,15 @@ def _health(app: FastAPI, service: Service) -> None:
 
 def _page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(WEB / "index.html")
+    async def page(request: Request) -> Response:
+        session = split.session_of(request.cookies.get(split.COOKIE)) or new_id()
+        return remembered(FileResponse(WEB / "index.html"), request, session)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(page_of(app.openapi()))
 
     app.mount("/static", StaticFiles(directory=WEB, check_dir=False))
-
-
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> Response:
-        headers = {"retry-after": str(error.seconds)} if isinstance(error, Busy) else {}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        if error.status in (408, 413):  # the rest of the body is not read
-            headers["connection"] = "close"
-        return Json(protocol.error(error), error.status, headers)
-
-    @app.exception_handler(EvergreenError)
-    async def failed(request: Request, error: EvergreenError) -> Response:
-        return await refused(request, api_error(error))
-
-    @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> Response:
-        said = ApiError(error.status_code, f"{error.detail}: see /docs for the routes there are")
-        return Json(protocol.error(said), error.status_code, error.headers)
-
-    @app.exception_handler(Disconnected)
-    async def gone(_: Request, error: Disconnected) -> Response:
-        return Response(status_code=499)
-
-    @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> Response:
-        said = ApiError(500, f"the server failed: {type(error).__name__}; its log tells more", "server_error")
-        return Json(protocol.error(said), 500)
-
-
-def takes(kind: type[Body]) -> dict[str, Any]:
-    """How a route tells OpenAPI of a body that it reads itself."""
-    schema = {"$ref": REFS.format(model=kind.__name__)}
-    answers = {200: {"description": "done"}, 400: {"description": "the body is refused"},
-               401: {"description": "no key, or a wrong one"}, 429: {"description": "too many: see Retry-After"},
-               503: {"description": "the engine is being started"}}  # fmt: skip
-    return {
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
-        "responses": answers,
-    }
-
-
-def openapi_of(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the schemas of the bodies."""
-    if app.openapi_schema is None:
-        from fastapi.openapi.utils import get_openapi
-
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, schemas = models_json_schema([(kind, "validation") for kind in BODIES], ref_template=REFS)
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        bearer = {"type": "http", "scheme": "bearer"}
-        document["components"]["securitySchemes"] = {"key": bearer}
-        document["security"] = [{}, {"key": []}]
-        app.openapi_schema = document
-    return app.openapi_schema
 
 
 def model_card(served: Served) -> dict[str, Any]:
@@ -346,7 +274,3 @@ def model_card(served: Served) -> dict[str, Any]:
 
 def stopping() -> ApiError:
     return Busy("the server is stopping", 5, "server_stopping", 503)
-
-
-def too_large(limit: int) -> ApiError:
-    return ApiError(413, f"the body is longer than {limit:,} bytes", code="request_too_large")

@@ -25,6 +25,7 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
+    is_only_echo: bool = False  # nothing is generated
     add_generation_prompt: bool = True
     add_special_tokens: bool = True
     template_variables: dict[str, Any] = field(default_factory=dict)
@@ -32,4 +33,4 @@ class Call:
     metadata: dict[str, str] = field(default_factory=dict)
     cache_salt: str = ""  # narrows the tenant of the prefix cache
     priority: int = 0
-    evergreen: EvergreenOptions | None = None  # the app refuses what it has no knowledge base for
+    evergreen: EvergreenOptions | None = None

@@ -15,7 +15,7 @@ from evergreen.records import Completion
 from evergreen.serve.call import Call
 from evergreen.serve.logprobs import chat_logprobs, completion_logprobs
 from evergreen.serve.schemas import ApiError
-from evergreen.serve.tools import ToolCall, ToolParser
+from evergreen.serve.tools import Arguments, Part, ToolParser
 
 NOT_FINISHED = {"finish_reason": None}
 
@@ -25,7 +25,8 @@ class Choice:
 
     def __init__(self, call: Call, index: int, prompt: str = ""):
         self.index, self.completion = index, None
-        self._call, self._prompt, self._offset = call, prompt, len(prompt)
+        self._call, self._prompt = call, prompt
+        self._offset = len(prompt) if call.sampling.prompt_logprobs is None else 0  # of the first logprob's token
         self._parser = ToolParser(in_call=call.must_call) if call.tools else None
         self._text, self._thought, self._tool_calls = "", "", []
         self._logprobs: list[TokenLogprobs] = []
@@ -40,7 +41,9 @@ class Choice:
         """What `output` adds, as entries of a chunk's `choices`. Raises ApiError where the engine gave up."""
         if output.error:
             raise ApiError(500, output.error, "server_error")
-        self._logprobs += output.logprobs
+        self._logprobs += output.prompt_logprobs + output.logprobs
+        if output.prompt_logprobs and not (output.token_ids or output.completion):
+            return []
         contents = [] if self._is_begun or not self._prompt else self._said(self._prompt)
         for piece in output.pieces:
             contents += self._thought_of(piece) if piece.is_thought else self._text_of(piece)
@@ -87,18 +90,23 @@ class Choice:
             return self._said(f"\n{CLOSE_THOUGHT}\n\n{piece}")
         return self._said(str(piece))
 
-    def _parsed(self, parts: Sequence[str | ToolCall]) -> list[dict | str]:
+    def _parsed(self, parts: Sequence[Part]) -> list[dict | str]:
         return [content for part in parts for content in self._said_or_called(part)]
 
-    def _said_or_called(self, part: str | ToolCall) -> list[dict | str]:
-        """A call streams as two: its name, then its arguments."""
+    def _said_or_called(self, part: Part) -> list[dict | str]:
+        """A call streams as its name, then its arguments as they come."""
+        if isinstance(part, Arguments):
+            return self._argued(part)
         if isinstance(part, str):
             return self._said(part)
-        index, id = len(self._tool_calls), f"call_{secrets.token_hex(12)}"
-        whole = {"id": id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
-        self._tool_calls.append(whole)
-        begun = {"index": index, **whole, "function": {"name": part.name, "arguments": ""}}
-        return [{"tool_calls": [begun]}, {"tool_calls": [{"index": index, "function": {"arguments": part.arguments}}]}]
+        begun = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        self._tool_calls.append({**begun, "function": {"name": part.name, "arguments": ""}})
+        shown = {"index": len(self._tool_calls) - 1, **begun, "function": {"name": part.name, "arguments": ""}}
+        return [{"tool_calls": [shown]}, *(self._argued(part.arguments) if part.arguments else ())]
+
+    def _argued(self, arguments: str) -> list[dict | str]:
+        self._tool_calls[-1]["function"]["arguments"] += arguments
+        return [{"tool_calls": [{"index": len(self._tool_calls) - 1, "function": {"arguments": str(arguments)}}]}]
 
     def _said(self, text: str) -> list[dict | str]:
         self._text += text

@@ -2,9 +2,13 @@
 
 from evergreen.records import BadInput, EvergreenError
 from evergreen.serve.models import UnknownModel
-from evergreen.serve.schemas import ApiError, EvergreenOptions, refusal
+from evergreen.serve.schemas import ApiError
 
 RETRY_SECONDS = 2
+
+
+class Disconnected(Exception):
+    """The client has hung up."""
 
 
 class Busy(ApiError):
@@ -26,12 +30,3 @@ def api_error(error: EvergreenError) -> ApiError:
 
 def engine_failed(message: str) -> ApiError:
     return Busy(message, RETRY_SECONDS, "engine_unavailable", 503)
-
-
-def no_knowledge(options: EvergreenOptions) -> None:
-    """Raises ApiError for what only a knowledge base could do."""
-    for name in ("as_of", "tags"):
-        if getattr(options, name) is not None:
-            raise refusal(f"evergreen.{name} wants a knowledge base, and this server has none", f"evergreen.{name}")
-    if options.knowledge == "on":
-        raise refusal("evergreen.knowledge: this server has no knowledge base", "evergreen.knowledge")

@@ -64,10 +64,12 @@ class Guard:
             host = headers.get(b"host", b"").decode("latin-1").lower()
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if name not in LOOPBACK_NAMES:
-                return ApiError(403, f"this server has no API key and answers for this machine only, not for {name}: "
-                                "start it with --api_key")  # fmt: skip
+                return ApiError(403, "this server has no API key and answers for this machine only, not for "
+                                f"{name[:64]}: start it with --api_key")  # fmt: skip
         if scope["method"] == "POST" and not _is_json(headers.get(b"content-type", b"")):
             return ApiError(415, "the body must be sent as Content-Type: application/json")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            return ApiError(415, "the body must be sent as it is, without Content-Encoding")
         return None
 
 

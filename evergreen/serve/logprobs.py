@@ -1,10 +1,11 @@
 """Log-probabilities of tokens in OpenAI's two shapes."""
 
+import math
 from collections.abc import Sequence
 
 from evergreen.engine.base import Logprob, TokenLogprobs
 
-LOWEST = -9999.0  # JSON has no minus infinity; OpenAI's word for it
+LOWEST = -9999.0  # JSON has no minus infinity; OpenAI's word for it, as null is for what there is none of
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict:
@@ -25,7 +26,7 @@ def completion_logprobs(tokens: Sequence[TokenLogprobs], offset: int) -> dict:
     return {
         "tokens": [token.chosen.text for token in tokens],
         "token_logprobs": [_finite(token.chosen) for token in tokens],
-        "top_logprobs": [{one.text: _finite(one) for one in reversed((*token.top, token.chosen))} for token in tokens],
+        "top_logprobs": [_tops(token) for token in tokens],
         "text_offset": offsets,
     }
 
@@ -34,5 +35,11 @@ def _entry(one: Logprob) -> dict:
     return {"token": one.text, "logprob": _finite(one), "bytes": list(one.bytes)}
 
 
-def _finite(one: Logprob) -> float:
-    return max(one.logprob, LOWEST)
+def _tops(token: TokenLogprobs) -> dict | None:
+    if math.isnan(token.chosen.logprob):
+        return None
+    return {one.text: _finite(one) for one in reversed((*token.top, token.chosen))}
+
+
+def _finite(one: Logprob) -> float | None:
+    return None if math.isnan(one.logprob) else max(one.logprob, LOWEST)

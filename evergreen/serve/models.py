@@ -9,7 +9,6 @@ Does not: keep a second full model when the memory forecast says no; it is refus
 
 import asyncio
 import contextlib
-import shutil
 import sys
 import threading
 import time
@@ -21,18 +20,19 @@ from typing import Any
 
 from evergreen.engine.base import Engine, Stats
 from evergreen.home import digest_of
-from evergreen.model.adapters import WEIGHTS, adapter_digest
+from evergreen.model.adapters import adapter_digest
 from evergreen.model.find import Reference, absolute_name, model_digest, resolve
 from evergreen.records import BadInput, EvergreenError, Failure, Release
 from evergreen.registry import Registry
 from evergreen.registry.pointers import Pointers
 from evergreen.registry.registry import ALIASES, LOOKS_LIKE_A_NAME
+from evergreen.serve import split
+from evergreen.serve.copies import Copies
 from evergreen.settings import ServeSettings
 
 WATCH_SECONDS = 0.5
 RETRY_SECONDS = 60.0
 MAX_LISTED = 20  # releases
-ADAPTERS_ROOM = "serving"  # of the home: adapters from elsewhere, as they were when they were loaded
 
 
 class UnknownModel(BadInput):
@@ -83,7 +83,7 @@ class Models:
     ):
         """`open_engine(settings, base, adapters)` loads a base, with adapters that it cannot take one by one."""
         self.settings, self.registry, self.open_engine = settings, registry, open_engine
-        self.pointers = Pointers(registry)
+        self.pointers, self._copies = Pointers(registry), Copies(registry.home)
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._bases: dict[str, Base] = {}
         self._names: dict[str, Served] = {}  # bases and adapters
@@ -126,6 +126,23 @@ class Models:
         finally:
             with self._counts:
                 self._in_use[key] -= 1
+
+    def knowledge_served(self) -> str:
+        """What the default answers from: "live" or a snapshot's number."""
+        served = self.resident(self.default)
+        return served.release.knowledge if served and served.release else "live"
+
+    def is_split(self, name: str) -> bool:
+        """Whether some who ask for this name get the candidate."""
+        return (name or self.default) == "stable" and self.pointers.share() > 0
+
+    def arm(self, name: str, user: str) -> str:
+        """`name`, or the candidate's for its share of the users of stable."""
+        if not self.is_split(name):
+            return name
+        share, trial = self.pointers.share(), self.pointers.get("candidate") or ""
+        arm = split.arm_of(user, {"candidate": share, "stable": 1 - share}, trial)
+        return "candidate" if arm == "candidate" else name
 
     async def _loaded(self, name: str) -> Served:
         """`_load` in a thread, once for all who ask meanwhile."""
@@ -183,7 +200,10 @@ class Models:
             raise BadInput(f"an adapter cannot be named {name}: that is what an alias, a release or a base is called")
         base = self._names[self.default].base if self.default in self._names else next(iter(self._bases.values()))
         with self._lock:
-            found = resolve(base.place, [folder])
+            try:
+                found = resolve(base.place, [folder])
+            except OSError as error:  # a name that is too long, a folder that may not be read
+                raise BadInput(f"no adapter can be read at {folder[:200]}: {error.strerror}") from None
             self._names[name] = self._on(base, found, name, kept=True)
             return self._names[name]
 
@@ -192,7 +212,7 @@ class Models:
         with self._lock:
             served = self._names.get(name)
             if served is None or not served.adapter or name == self.default:
-                raise UnknownModel(f"no adapter {name} is loaded")
+                raise UnknownModel(f"no adapter {name[:80]} is loaded")
             del self._names[name]
             if any(self._is(other, served) for other in [*self._names.values(), *self._releases.values()]):
                 return
@@ -256,7 +276,8 @@ class Models:
         """What `resident` does not have: a release, by itself or by an alias."""
         if name not in ALIASES:
             if not LOOKS_LIKE_A_NAME.fullmatch(name):
-                raise UnknownModel(f"no model {name} is served: {', '.join(one.name for one in self.all()[:8])} are")
+                there_is = ", ".join(one.name for one in self.all()[:8])
+                raise UnknownModel(f"no model {name[:80]} is served; there is {there_is}")
             try:
                 return self._load_release(self.registry.get(name))
             except BadInput as error:
@@ -345,7 +366,9 @@ class Models:
             digest = digests[0] if len(digests) == 1 else digest_of(digests)
             if digest not in base.adapters:
                 self._make_room(base)
-                folders = [self._kept(*one) if kept else one[0] for one in zip(found.adapters, digests, strict=True)]
+                folders = [
+                    self._copies.keep(*one) if kept else one[0] for one in zip(found.adapters, digests, strict=True)
+                ]
                 base.engine.load_adapter(digest, folders)
             base.adapters[digest] = time.monotonic()
         tokenizer = self._tokenizer(
@@ -371,26 +394,6 @@ class Models:
             self._releases = {id: one for id, one in self._releases.items() if one.base is not base
                               or one.adapter != oldest}  # fmt: skip
             base.engine.unload_adapter(oldest)
-
-    def _kept(self, folder: Path, digest: str) -> Path:
-        """The adapter as it is now, for an engine that may be started again when the folder has changed."""
-        home = self.registry.home.resolve()
-        if folder.resolve().is_relative_to(home):
-            return folder
-        place = home / ADAPTERS_ROOM / digest
-        if not place.is_dir():
-            staged = place.with_name(f".{digest}.{threading.get_ident()}")
-            staged.mkdir(parents=True, exist_ok=True)
-            for file in ("adapter_config.json", *WEIGHTS):
-                if (folder / file).is_file():
-                    shutil.copyfile(folder / file, staged / file)
-            if adapter_digest(staged) != digest:
-                shutil.rmtree(staged)
-                raise BadInput(f"{folder} changed while it was being loaded: load it when it is written")
-            with contextlib.suppress(OSError):  # another server of this home was first
-                staged.rename(place)
-            shutil.rmtree(staged, ignore_errors=True)
-        return place
 
     def _tokenizer(self, found: Reference, template: str) -> Any:
         """One tokenizer for all adapters that bring the same files."""

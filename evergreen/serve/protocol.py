@@ -13,10 +13,11 @@ token; choice i of a seeded request is what a request for one choice with seed +
 Knows nothing of HTTP servers, of the engine's process or of which model a name means.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from evergreen.engine.base import Request
 from evergreen.records import Sampling
@@ -98,8 +99,8 @@ def chat_call(body: ChatRequest, defaults: Mapping[str, Any] | None = None) -> C
 def completion_call(body: CompletionRequest, defaults: Mapping[str, Any] | None = None) -> Call:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise refusal("`best_of` is not supported: leave it out, or give it the value of `n`", "best_of")
-    if body.echo and body.logprobs is not None:
-        raise refusal("`echo` with `logprobs` is not supported: a prompt's logprobs are not computed", "echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise refusal("`max_tokens` 0 needs `echo`: nothing else would be answered", "max_tokens")
     return _text_call("completion", body, defaults, body.logprobs)
 
 
@@ -115,12 +116,16 @@ def _text_call(
 ) -> Call:
     prompts = body.prompt if isinstance(body.prompt, list) and not isinstance(body.prompt[0], int) else [body.prompt]
     max_tokens = body.max_tokens or (defaults or {}).get("max_new_tokens") or COMPLETION_TOKENS
+    sampling = sampling_of(body, defaults, max_tokens, logprobs, grammar_of(body))
+    if body.echo and (logprobs is not None or body.max_tokens == 0):
+        sampling = replace(sampling, prompt_logprobs=logprobs or 0)
     return Call(
         **_shared(body),
         kind=kind,
         prompts=tuple(prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts),
-        sampling=sampling_of(body, defaults, max_tokens, logprobs, grammar_of(body)),
+        sampling=sampling,
         echo=bool(body.echo),
+        is_only_echo=body.max_tokens == 0,
         add_special_tokens=body.add_special_tokens is not False,
         user=body.user or "",
     )
@@ -227,6 +232,8 @@ def engine_requests(
 def _room(call: Call, prompt_tokens: int, max_context_tokens: int) -> int:
     """How many tokens the answer may have."""
     asked = call.sampling.max_new_tokens
+    if call.is_only_echo and prompt_tokens < max_context_tokens:
+        return 0
     if prompt_tokens + max(asked, 1) <= max_context_tokens:
         return asked or max_context_tokens - prompt_tokens
     param = "messages" if call.kind == "chat" else "prompt"
@@ -306,4 +313,4 @@ def error(error: ApiError) -> dict:
 
 def event(value: dict) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()}\n\n"

@@ -65,6 +65,12 @@ def _logit_bias(bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
     return tuple((int(token), value) for token, value in bias.items())
 
 
+def may_compile(body: SamplingBody) -> bool:
+    """Whether a grammar may have to be made of it."""
+    fields = "response_format", "guided_json", "guided_regex", "guided_choice", "structured_outputs", "tools"
+    return any(getattr(body, name, None) for name in fields)
+
+
 def grammar_of(body: SamplingBody) -> str:
     """Sampling.grammar for whichever field says what the answer has to be; "" where none does."""
     asked = [(param, grammar) for param, grammar in _grammars(body) if grammar]

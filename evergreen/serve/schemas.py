@@ -7,6 +7,7 @@ only null) is one that this server cannot do anything else with: that value says
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,6 +24,7 @@ INT64 = 2**63
 
 Text = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+AdapterName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
@@ -159,7 +161,7 @@ class LoraRequest(Body):
 
 
 class EvergreenOptions(Body):
-    """What the knowledge base adds to an answer: entries that held at `as_of`, with one of `tags`."""
+    """What the knowledge base adds to an answer: entries that held at `as_of`, with all of `tags`."""
 
     knowledge: Literal["auto", "on", "off"] | None = None
     as_of: str | None = None
@@ -261,6 +263,7 @@ class CompletionRequest(SamplingBody):
     """POST /v1/completions."""
 
     prompt: Prompt
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # 0: only the prompt's echo
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
@@ -290,14 +293,14 @@ class FeedbackRequest(Body):
 class LoadAdapterRequest(Body):
     """POST /v1/load_lora_adapter."""
 
-    lora_name: Text
-    lora_path: Text
+    lora_name: AdapterName
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class UnloadAdapterRequest(Body):
     """POST /v1/unload_lora_adapter."""
 
-    lora_name: Text
+    lora_name: AdapterName
 
 
 T = TypeVar("T", bound=Body)
@@ -308,6 +311,7 @@ def read(kind: type[T], raw: bytes) -> T:
     type."""
     try:
         body = from_json(raw, allow_inf_nan=False)
+        json.loads(raw, object_pairs_hook=_once)
     except ValueError as error:
         raise refusal(f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(body, dict):
@@ -318,6 +322,14 @@ def read(kind: type[T], raw: bytes) -> T:
         return kind.model_validate(body)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False), body) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Of a name that stands twice, readers take one or the other. Raises ApiError."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)[:64]
+        raise refusal(f"`{name}` stands twice in one object", name)
 
 
 def invalid(errors: Sequence[dict], body: Any) -> ApiError:
@@ -332,7 +344,8 @@ def invalid(errors: Sequence[dict], body: Any) -> ApiError:
         return refusal(f"`{param}` is not a parameter that this server knows", param, "unknown_parameter")
     if kind == "none_required":
         return refusal(f"`{param}` is not supported by this server: leave it out", param, "unsupported_parameter")
-    wish = error["msg"].removeprefix("Input ").removeprefix("should ")
+    wish = re.sub("^(Input|String|List|Dictionary|Value) ", "", error["msg"]).removeprefix("should ")
+    wish = {"False": "be false", "True": "be true"}.get(wish.removeprefix("be "), wish)
     code = "unsupported_value" if kind == "literal_error" else "invalid_value"
     return refusal(f"`{param}` should {wish}, not {_shown(value)}", param, code)
 

@@ -1,12 +1,13 @@
 """`evergreen serve`: everything opened, one line with the address, and everything put in order on SIGTERM.
 
 Promises: an address that cannot be had and a model that cannot be loaded are errors before anything is served; the
-line comes when the first request would be answered. SIGTERM or Ctrl-C: no new connection, running answers go on for
-`drain_seconds`, then the end, exit code 0; a second signal does not wait.
+line comes when the first request would be answered. SIGTERM, SIGHUP or Ctrl-C: no new connection, running answers go
+on for `drain_seconds`, then the end, exit code 0; a second signal does not wait.
 """
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 import socket
@@ -15,20 +16,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from evergreen import feedback
 from evergreen.engine.base import Engine, EngineSettings
 from evergreen.home import home_dir
+from evergreen.knowledge.answer import open_knowledge
 from evergreen.records import BadInput
 from evergreen.registry import Registry
+from evergreen.registry.knowledge import Pinned
+from evergreen.serve import protocol
 from evergreen.serve.app import make_app
 from evergreen.serve.keys import KEYS_FILE, Keys, keys_of, make_key
+from evergreen.serve.knowledge import make_knowledge_app
 from evergreen.serve.models import Models
-from evergreen.settings import EmbeddedEngineSettings, ServeSettings
+from evergreen.serve.schemas import ApiError
+from evergreen.settings import EmbeddedEngineSettings, KnowledgeServeSettings, KnowledgeSettings, ServeSettings
 
 HEAD_SECONDS, MAX_HEAD_BYTES = 20.0, 65_536
+STOPPING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+SWITCH_SECONDS = 0.0005  # after which a thread hands over to the event loop; by default 5 ms, each time
 LOG_FILE = Path("logs", "engine.log")  # of the home
 
 
@@ -40,19 +49,46 @@ def run_serve(given: ServeSettings) -> dict[str, Any]:
         registry = Registry(home)
         models = Models(given, registry, open_engine, _say)
         log = feedback.Log(registry.db, given.log_content, _say)
+        knowledge = open_knowledge(home, given, _say)
         try:
+            if knowledge.has_entries():
+                knowledge.warm()
             if not keys and not is_local:
                 key = make_key(home)
                 keys = _keys(given, home)
                 _say(f"API key, made for this home and shown only now ({home / KEYS_FILE} keeps its digest): {key}")
-            app = make_app(given, models, keys, log, is_local)
+            app = make_app(given, models, keys, log, is_local, knowledge)
             address = _address(given.host, listener.getsockname()[1])
             server = _Server(app, given.drain_seconds, lambda: _greet(address, models.default))
             asyncio.run(server.serve(sockets=[listener]))
         finally:
             models.close()
             log.close()
+            knowledge.close()
     return {"address": address, "model": models.default}
+
+
+def run_knowledge_serve(given: KnowledgeServeSettings) -> dict[str, Any]:
+    """Serve a home's knowledge alone until told to stop: {address}."""
+    home, is_local = home_dir(given.home or None), _is_local(given.host)
+    keys = keys_of(home, given.api_key, given.admin_key, given.api_key_file)
+    with _listening(given.host, given.port) as listener:
+        registry, knowledge = Registry(home), open_knowledge(home, KnowledgeSettings(), _say)
+        pinned = Pinned(registry)
+        try:
+            if not keys and not is_local:
+                key = make_key(home)
+                keys = keys_of(home, given.api_key, given.admin_key, given.api_key_file)
+                _say(f"API key, made for this home and shown only now ({home / KEYS_FILE} keeps its digest): {key}")
+            knowledge.warm()
+            app = make_knowledge_app(knowledge, registry, keys, pinned.now, given.max_body_bytes, is_local)
+            address = _address(given.host, listener.getsockname()[1])
+            server = _Server(app, given.drain_seconds, lambda: _greet_knowledge(address))
+            asyncio.run(server.serve(sockets=[listener]))
+        finally:
+            pinned.close()
+            knowledge.close()
+    return {"address": address}
 
 
 def open_engine(given: ServeSettings, base: str, adapters: tuple[str, ...]) -> Engine:
@@ -93,21 +129,28 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        gc.collect()
+        gc.freeze()  # what was imported stays; a full collection that walks it takes a tenth of a second
         self.greet()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [one for one in STOPPING if signal.getsignal(one) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        for number in numbers:
             loop.add_signal_handler(number, self._stop)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        self.force_exit, self.should_exit = self.should_exit, True
+        if self.should_exit:  # told before
+            for task in self.server_state.tasks:
+                task.cancel()
+        self.should_exit = True
 
 
 class _Protocol(HttpToolsProtocol):
@@ -136,6 +179,13 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._forget_clock()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused in the shape of everything else."""
+        body = orjson.dumps(protocol.error(ApiError(400, msg)))
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[400] + head.encode() + body)
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_clock()
@@ -189,6 +239,10 @@ def _is_local(host: str) -> bool:
 
 def _greet(address: str, model: str) -> None:
     print(f"{model} is served at {address} (chat page; API at {address}/v1, its description at /docs)", flush=True)
+
+
+def _greet_knowledge(address: str) -> None:
+    print(f"knowledge is served at {address} (POST /latest-facts; all routes at /docs)", flush=True)
 
 
 def _say(text: str) -> None:

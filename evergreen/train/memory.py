@@ -1,7 +1,8 @@
 """How much memory a run will need, and which settings would fit when it does not.
 
-A forecast, not a promise: weights, gradients and optimizer states are counted exactly, activations from the layer
-shapes; it is meant to be within a quarter of the peak. What a process needs before it holds a model is measured.
+A forecast, not a promise: weights, gradients, optimizer states and what a penalty keeps of the start are counted
+exactly, activations from the layer shapes; it is meant to be within a quarter of the peak. What a process needs before
+it holds a model is measured.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 HEADROOM = 0.8  # of free memory: a forecast may be a fifth too low
+FISHER_BYTES = 4  # of a trainable parameter under --regularization ewc, beside a copy of it
 ADAM_BYTES = 12  # a trainable parameter's gradient and two moments in fp32
 
 
@@ -76,6 +78,7 @@ class Forecast:
     logits: int
     process: int
     workload: Workload
+    penalty: int = 0  # the start's weights and their Fisher information, see continual/regularize.py
 
     @property
     def total(self) -> int:
@@ -84,10 +87,10 @@ class Forecast:
     @property
     def to_come(self) -> int:
         """What is still to be allocated once the model is loaded."""
-        return self.optimizer + self.activations + self.logits
+        return self.optimizer + self.penalty + self.activations + self.logits
 
     def __str__(self) -> str:
-        names = ("weights", "optimizer", "activations", "logits", "process")
+        names = ("weights", "optimizer", *["penalty"] * bool(self.penalty), "activations", "logits", "process")
         parts = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in names)
         return f"{self.total / GIB:.2f} GiB ({parts})"
 
@@ -103,7 +106,10 @@ def forecast(
     """For rows as long as the data will make them. `process` is what `held_bytes` gave before the model was loaded."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     workload = Workload(model.config.get_text_config(), dtype, longest_record, mean_record, on_cpu)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = sum(parameter.numel() for parameter in learning)
+    start = sum(parameter.nbytes for parameter in learning)
+    kept = {"l2sp": start, "ewc": start + FISHER_BYTES * trainable} if settings.regularization_alpha else {}
     return Forecast(
         weights=sum(parameter.nbytes for parameter in model.parameters()),
         optimizer=trainable * ADAM_BYTES,
@@ -111,6 +117,7 @@ def forecast(
         logits=workload.logits(settings),
         process=process,
         workload=workload,
+        penalty=kept.get(settings.regularization, 0),
     )
 
 
@@ -155,7 +162,7 @@ def peak_bytes(device: str) -> int:
 def fitting_settings(settings: "SftSettings", estimate: Forecast, available: int, longest_record: int) -> list[str]:
     """Flags to add, in the order in which they cost least speed, until what is to come fits `available` bytes."""
     flags: list[str] = []
-    beside = estimate.optimizer
+    beside = estimate.optimizer + estimate.penalty
     available = int(available * HEADROOM)
 
     def fits() -> bool:

@@ -50,6 +50,11 @@ export async function feedback(rating) {
   return (await request("v1/feedback", { method: "POST", body: rating, keepalive: true })).json();
 }
 
+/** A knowledge route's answer; they want an admin key. */
+export async function knowledge(path = "", options = {}) {
+  return (await request(`v1/knowledge${path}`, options)).json();
+}
+
 async function request(path, { method = "GET", body, signal, keepalive } = {}) {
   const headers = { Accept: "application/json, text/event-stream" };
   if (key) headers.Authorization = `Bearer ${key}`;

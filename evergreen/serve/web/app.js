@@ -3,6 +3,7 @@
 import * as chats from "./chats.js";
 import * as conversation from "./conversation.js";
 import { $, iconButton, make } from "./dom.js";
+import * as knowledge from "./knowledge.js";
 import * as settings from "./settings.js";
 import { onChange, read, write, writeText } from "./stored.js";
 import { language, say, setLanguage, translate } from "./words.js";
@@ -145,6 +146,7 @@ function startLooks() {
   $("#language").addEventListener("change", ({ target }) => {
     setLanguage(target.value);
     drawChats();
+    knowledge.redraw();
     conversation.redraw();
   });
   $("#theme").value = root.dataset.theme ?? "";
@@ -158,6 +160,7 @@ function startLooks() {
 translate();
 chats.load();
 settings.start();
+knowledge.start();
 conversation.start();
 startSide();
 startComposer();
@@ -166,6 +169,6 @@ startLooks();
 conversation.show();
 drawChats();
 if (!isNarrow.matches) message.focus();
-settings.loadModels();
+settings.loadModels().then(knowledge.offer);
 document.addEventListener("visibilitychange", () => document.hidden || settings.loadModels());
 addEventListener("online", settings.loadModels);

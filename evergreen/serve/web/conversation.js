@@ -107,11 +107,19 @@ function take(chunk, answer, times) {
   answer.model = chunk.model ?? answer.model;
   answer.finish = choice?.finish_reason ?? answer.finish;
   if (chunk.usage) answer.usage = { prompt: chunk.usage.prompt_tokens, completion: chunk.usage.completion_tokens };
-  const { release, sources, trimmed, cached } = chunk.evergreen ?? {};
+  const { release, trimmed, cached, snapshot, knowledge } = chunk.evergreen ?? {};
   if (release) answer.release = String(release);
-  if (Array.isArray(sources)) answer.sources = sources.filter((source) => Number.isInteger(source?.n));
+  if (snapshot) answer.snapshot = snapshot;
+  if (knowledge?.decision === "late" || knowledge?.outcome === "abstained") answer.caveat = knowledge.decision === "late" ? "late" : "abstained";
+  const sources = sourcesOf(chunk.evergreen);
+  if (sources.length) answer.sources = sources;
   if (trimmed) answer.trimmed = true;
   if (cached) answer.cached = true;
+}
+
+/** What the answer cites; of an answer that cites nothing, what it was given. */
+function sourcesOf({ citations = [], sources = [] } = {}) {
+  return (citations.length ? citations : sources).filter((source) => Number.isInteger(source?.number));
 }
 
 function measure(answer, { asked, first }) {

@@ -115,9 +115,9 @@ function cite(block, sources) {
 }
 
 function chip(n, sources) {
-  const source = sources.find((one) => one.n === n);
+  const source = sources.find((one) => one.number === n);
   if (!source) return `[${n}]`;
-  const address = safeAddress(source.source_url);
+  const address = safeAddress(source.url);
   const label = say("sourceNumber", { n, title: source.title ?? "" });
   const properties = { class: "chip", title: source.title ?? "", "aria-label": label };
   if (!address) return make("span", { ...properties, role: "note" }, String(n));

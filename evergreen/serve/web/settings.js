@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, make } from "./dom.js";
+import { offer } from "./knowledge.js";
 import { read, write } from "./stored.js";
 import { say, sayFailure } from "./words.js";
 
@@ -110,4 +111,5 @@ function useKey(event) {
   api.setKey(field.value.trim());
   field.value = "";
   keyDialog.close("key");
+  offer();
 }

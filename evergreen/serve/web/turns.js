@@ -66,7 +66,7 @@ function failed(failure, acts) {
 }
 
 function notesOn(answer) {
-  const names = [answer.trimmed && "trimmed", answer.state === "stopped" && "stopped", answer.finish === "length" && "length"];
+  const names = [answer.caveat, answer.trimmed && "trimmed", answer.state === "stopped" && "stopped", answer.finish === "length" && "length"];
   return names.filter(Boolean).map((name) => say(name));
 }
 
@@ -131,6 +131,7 @@ function closeCorrection(view) {
 function meta(answer) {
   const parts = [answer.model];
   if (answer.release && answer.release !== answer.model) parts.push(say("release", { release: short(answer.release) }));
+  if (answer.snapshot) parts.push(say("snapshotUsed", { n: answer.snapshot }));
   if (answer.speed) parts.push(say("speed", { n: answer.speed }));
   if (answer.seconds) parts.push(say("seconds", { n: answer.seconds.toFixed(1) }));
   if (answer.cached) parts.push(say("cached"));
@@ -143,13 +144,13 @@ const short = (release) => (/^[0-9a-f-]{16,}$/i.test(release) ? release.slice(0,
 function sourcesOf(answer, acts) {
   if (!answer.sources?.length) return null;
   const rows = answer.sources.map((source) => {
-    const address = safeAddress(source.source_url);
-    const title = source.title || address || String(source.n);
+    const address = safeAddress(source.url);
+    const title = source.title || address || source.id || String(source.number);
     const link = address
       ? make("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow", onclick: acts.click }, title)
       : make("span", {}, title);
-    const facts = [address && new URL(address).host, sayDate(source.update_time)].filter(Boolean).join(" · ");
-    return make("li", {}, make("span", { class: "number" }, String(source.n)), link, make("span", { class: "facts" }, facts));
+    const facts = [address && new URL(address).host, sayDate(source.date)].filter(Boolean).join(" · ");
+    return make("li", {}, make("span", { class: "number" }, String(source.number)), link, make("span", { class: "facts" }, facts));
   });
   return make("section", { class: "sources", "aria-label": say("sources") }, make("h2", {}, say("sources")), make("ol", {}, rows));
 }

@@ -1,0 +1,201 @@
+"""Whether an answer's citations hold: a ladder of cheap checks, each with a reason in words.
+
+1. the numbers in brackets are sources of the block; 2. these are neither withdrawn, replaced nor expired; 3. numbers
+with their units, dates, quoted words and names of a sentence stand in the sources it cites; 4. they stand there about
+the same thing, and are not denied; 5. enough of the sentence's words stand there (with an embedder: its meaning).
+
+Promises: every sentence that states something is checked against the sources cited for it, one without a citation
+against all that the answer cites. Greetings, and the abstention, are no statements.
+Does not: understand. What is said in other words than the source's (a paraphrase of a name, a computed figure) may be
+rejected; a wrong relation between right words may pass, and so does a value that stands in the source and answers
+another question. bench/knowledge_cite.py measures.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from evergreen.knowledge.evidence import Claim, Evidence
+from evergreen.knowledge.facts import quantities
+from evergreen.knowledge.names import cued_names, new_names, normal
+from evergreen.knowledge.overlap import share_of
+from evergreen.knowledge.prompt import ABSTENTION, Source
+from evergreen.knowledge.quantities import Quantity
+from evergreen.knowledge.sentences import CITATION, Sentence, split
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Embedder = Callable[[list[str]], "np.ndarray"]
+
+MIN_SUPPORT = 0.3  # of a sentence's words in its sources
+MIN_SIMILARITY = 0.6  # cosine, where there is an embedder
+ABSTAINS = re.compile(
+    "|".join(re.escape(normal(text).rstrip(".。")) for text in ABSTENTION.values())
+    + r"|无法(?:回答|确定|得知|判断)|(?:没有|未)(?:提供|提到|提及|找到|包含|给出)|不知道|信息不足"
+    r"|\b(?:cannot|can't|could not|couldn't|unable to) (?:answer|determine|find|tell)\b|\bi (?:don't|do not) know\b"
+    r"|\b(?:does not|do not|doesn't|don't) (?:say|mention|contain|include|provide|specify)\b"
+    r"|\b(?:is|are) not (?:mentioned|given|stated)\b"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sentence that does not hold; `number` is the source it cites, None without one."""
+
+    sentence: str
+    number: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Citations:
+    """`cited` are the numbers in the order of the answer, those that do not exist, too."""
+
+    ok: bool
+    is_abstention: bool
+    cited: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check(
+    answer: str,
+    sources: Sequence[Source],
+    is_current: Callable[[str, str], bool] = lambda id, version: True,
+    embedder: Embedder | None = None,
+) -> Citations:
+    """Check an answer against the block's sources. `is_current(id, version)` tells whether that version of the entry
+    may still be used; `embedder` (unit vectors of texts) lets a sentence in other words pass the last step."""
+    evidence = {source.number: Evidence(source) for source in sources}
+    sentences = list(split(answer))
+    cited = list(dict.fromkeys(number for sentence in sentences for number in sentence.numbers))
+    if not cited and _only_abstains(sentences):
+        return Citations(True, True)
+    current = {source.number for source in sources if is_current(source.id, source.version)}
+    held = [evidence[number] for number in cited if number in evidence]
+    problems = [problem for sentence in sentences for problem in _problems(sentence, evidence, current, held, embedder)]
+    return Citations(not problems, False, cited, problems)
+
+
+def _problems(
+    sentence: Sentence, evidence: dict[int, Evidence], current: set[int], held: list[Evidence],
+    embedder: Embedder | None,
+) -> Iterator[Problem]:  # fmt: skip
+    """At most one per step of the ladder; a step is taken when those before it hold."""
+    for number in sentence.numbers:
+        if number not in evidence:
+            there = f"there are 1 to {len(evidence)}" if evidence else "there are none"
+            yield Problem(sentence.text, number, f"source [{number}] does not exist: {there}")
+        elif number not in current:
+            yield Problem(sentence.text, number, f"source [{number}] has been withdrawn, replaced or has expired")
+    if any(number not in evidence for number in sentence.numbers):
+        return
+    if not sentence.numbers and is_abstention(sentence.text):
+        return
+    for part, numbers in sentence.parts:
+        claim = Claim(part, CITATION.sub(" ", sentence.text))
+        used = [evidence[number] for number in numbers] or held
+        where = "source " + "".join(f"[{number}]" for number in numbers or [one.source.number for one in used])
+        if not numbers and not claim.has_facts:
+            continue
+        if not used:
+            yield Problem(sentence.text, None, "it states something and cites no source")
+        elif reason := _fault(claim, used, where, embedder, is_cited=bool(numbers)):
+            yield Problem(sentence.text, numbers[0] if numbers else None, reason)
+
+
+def _fault(claim: Claim, used: list[Evidence], where: str, embedder: Embedder | None, is_cited: bool) -> str:
+    """Why a claim does not hold, "" when it does."""
+    if missing := _missing(claim, used):
+        return f"{missing} is not in {where}"
+    if other := _about_another(claim, used):
+        return f"{where} says {other[0].text} of {other[1]}"
+    if any(one.denies(claim) for one in used):
+        return f"{where} says the opposite"
+    if is_cited and not _is_supported(claim, used, embedder):
+        return f"too few of its words are in {where}"
+    return ""
+
+
+def _missing(claim: Claim, used: list[Evidence]) -> str:
+    """The first fact that no source has, as it stands in the answer."""
+    for quantity in claim.quantities:
+        if not any(one.has_quantity(quantity) for one in used) and not claim.derives(quantity, used):
+            return quantity.text
+    for asked, text in claim.dates:
+        if not any(one.has_date(asked) for one in used):
+            return text
+    for name in claim.codes + claim.quoted:
+        if not any(one.has_words(name) or one.has_words(name.removesuffix("s")) for one in used):
+            return name
+    for name, number in claim.versions:
+        told = {told for one in used for other, told in one.claim.versions if other == name}
+        if told and number not in told:
+            return f"{name} {number}"
+    names = [*claim.names, *(name for run in _novel(claim, used) for name in new_names(run))]
+    missing = (name for name in names if not any(one.has_name(name, claim) for one in used))
+    slips = (slip for one in used if (slip := one.slip_in(claim, used) or one.other_institution(claim, used)))
+    strangers = (name for name in cued_names(claim.spelled) if not any(one.has_words(name[:2]) for one in used))
+    return next(missing, "") or next(slips, "") or next(strangers, "")
+
+
+def _novel(claim: Claim, used: list[Evidence]) -> list[str]:
+    """Chinese runs of the claim of which no two neighbouring characters stand in a source: cut on their own they are
+    tagged better than in a sentence."""
+    text = claim.spelled
+    pairs = [text[at : at + 2] for at in range(len(text) - 1)]
+    known = {at + step for at, pair in enumerate(pairs) if any(pair in one.text for one in used) for step in (0, 1)}
+    left = "".join(" " if at in known else char for at, char in enumerate(text))
+    return re.findall("[一-鿿]{2,}", left)
+
+
+def _is_supported(claim: Claim, used: list[Evidence], embedder: Embedder | None) -> bool:
+    if not claim.terms or any(one.language != claim.language for one in used if claim.language and one.language):
+        return True  # nothing but numbers, which stand there; or another language, whose words cannot
+    share = share_of(claim.terms, " ".join(one.text for one in used))
+    needed = _needed(claim)
+    if share >= needed or embedder is None:
+        return share >= needed
+    vectors = embedder([claim.text, *(one.source.content for one in used)])
+    return float((vectors[1:] @ vectors[0]).max()) >= MIN_SIMILARITY
+
+
+def _needed(claim: Claim) -> float:
+    """The share of its words that a claim needs. A word or two alone are a value, which stands there or does not; a
+    number or date that stands there is support already."""
+    if any(not quantity.is_word for quantity in claim.quantities) or claim.dates:
+        return 0.0
+    if claim.has_facts:
+        return MIN_SUPPORT / 2 if len(claim.terms) > 3 else 0.0
+    return 1.0 if len(claim.terms) <= 2 else MIN_SUPPORT
+
+
+def _about_another(claim: Claim, used: list[Evidence]) -> tuple[Quantity, str] | None:
+    """A number that the sources state of a sibling of what the claim names (S2, not S3): (it, the sibling)."""
+    for quantity in claim.quantities:
+        lines = [line for one in used for line in one.lines if line.has_quantity(quantity)]
+        siblings = [_sibling(line.claim.codes, claim.codes) for line in lines]
+        if lines and all(siblings):
+            return quantity, siblings[0]
+    return None
+
+
+def _sibling(theirs: list[str], ours: list[str]) -> str:
+    """A name of theirs that differs from one of ours in its digits only, when they have none of ours."""
+    if set(theirs) & set(ours):
+        return ""
+    shapes = {re.sub(r"\d+", "0", name) for name in ours}
+    return next((name for name in theirs if re.sub(r"\d+", "0", name) in shapes), "")
+
+
+def _only_abstains(sentences: list[Sentence]) -> bool:
+    """Whether a sentence says that there is no answer, and no other states anything."""
+    others = [sentence for sentence in sentences if not is_abstention(sentence.text)]
+    return len(others) < len(sentences) and not any(Claim(sentence.text).has_facts for sentence in others)
+
+
+def is_abstention(text: str) -> bool:
+    """Whether the text says that the question cannot be answered, in either language, and states no number beside."""
+    spelled = normal(text).replace("’", "'")
+    return bool(ABSTAINS.search(spelled)) and not quantities(CITATION.sub("", spelled))

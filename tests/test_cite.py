@@ -1,0 +1,297 @@
+"""Whether an answer's citations hold."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evergreen.knowledge.cite import check, is_abstention
+from evergreen.knowledge.prompt import ABSTENTION, Source
+from evergreen.knowledge.sentences import split
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+import knowledge_cite  # noqa: E402
+
+CAMERA = "青石相机X2于2026年3月18日发布,售价4,299元,重量为512克。董事长为陆怀川。"
+BIKE = "The Larkfield S3 was announced on 14 April 2026. It costs $2,450 and weighs 19.8 kg. The older S2 cost $1,990."
+
+
+def source(content: str, number: int = 1, title: str = "", date: str = "") -> Source:
+    return Source(number, f"e{number}", "1.0.0", title, "", "", date, content)
+
+
+def reason(answer: str, *contents: str, **more) -> str:
+    """The first problem's reason, "" for a good answer."""
+    found = check(answer, [source(content, n) for n, content in enumerate(contents, 1)], **more)
+    assert found.ok == (not found.problems)
+    return found.problems[0].reason if found.problems else ""
+
+
+def test_a_supported_answer_is_good_and_says_what_it_cites():
+    found = check("售价是4299元[2],重512克[1]。", [source(CAMERA, 1), source(CAMERA, 2)])
+    assert (found.ok, found.is_abstention, found.cited, found.problems) == (True, False, [2, 1], [])
+
+
+def test_a_source_that_does_not_exist_is_a_problem():
+    assert reason("售价是4299元[3]。", CAMERA) == "source [3] does not exist: there are 1 to 1"
+    assert "does not exist" in reason("售价是4299元[0]。", CAMERA)
+    assert "does not exist" in reason("It costs $2,450 [1-3].", BIKE)
+
+
+def test_a_source_that_is_no_longer_current_is_a_problem():
+    def is_current(id, version):
+        return (id, version) != ("e1", "1.0.0")
+
+    found = check("售价是4299元[1]。", [source(CAMERA)], is_current)
+    assert "withdrawn" in found.problems[0].reason and found.problems[0].number == 1
+    assert check("售价是4299元[2]。", [source(CAMERA), source(CAMERA, 2)], is_current).ok
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ("售价是4399元[1]。", "4399元"),
+        ("重量是512千克[1]。", "512千克"),
+        ("于2026年3月19日发布[1]。", "2026年3月19日"),
+        ("董事长是陆怀山[1]。", "陆怀山"),
+        ("又叫“蓝石”[1]。", "蓝石"),
+        ("售价是4,299美元[1]。", "4,299美元"),
+        ("青石相机X3售价4299元[1]。", "x3"),
+    ],
+)
+def test_a_reason_names_what_is_not_in_the_source(answer, wrong):
+    assert reason(answer, CAMERA) == f"{wrong} is not in source [1]"
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "wrong"),
+    [
+        ("总部已搬到临溪县[1]。", "霁月童车的总部在雁栖湖。", "临溪县"),
+        ("现在由祁云舒担任负责人[1]。", "现任负责人是上官沛然。", "祁云舒"),
+        ("它是恒信食品生产的[1]。", "它是天工机械厂生产的。", "恒信食品"),
+        ("最先迁入的是法学院[1]。", "医学院将率先迁入。", "法学院"),
+        ("导演是昆汀·塔伦蒂诺[1]。", "由史蒂文·斯皮尔伯格执导。", "昆汀·塔伦蒂诺"),
+        ("县长白玉芬介绍了情况[1]。", "县长白玉珍介绍,情况良好。", "白玉芬"),
+        ("The Bergen plant closes [1].", "The Halden plant closes.", "Bergen"),
+        (
+            "It runs on Python 3.10 [1].",
+            "It needs Python 3.12, not 3.10 of others. Python 3.12 is free.",
+            "python 3.10",
+        ),
+        ("门票3.20欧元[1]。", "A ticket costs 3.20 francs.", "3.20欧元"),
+        ("周六营业[1]。", "周一至周五营业。", "周六"),
+        ("片长2小时20分钟[1]。", "片长142分钟。", "2小时20分钟"),
+    ],
+)
+def test_what_stands_nowhere_is_named(answer, content, wrong):
+    said = reason(answer, content)
+    assert said.endswith(" is not in source [1]") and wrong[:2] in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        ("由昆汀·塔伦蒂诺执导[1]。", "导演昆汀·塔伦蒂诺说。"),
+        ("周三营业[1]。", "周一至周五营业。"),
+        ("片长2小时22分钟[1]。", "片长142分钟。"),
+        ("The Kenyan runner Daniel Kiprop won [1].", "Kenya's Daniel Kiprop won."),
+        ("时速可达80公里[1]。", "The train reaches 80 km/h."),
+        ("From May 3, 2027 [1]", "from 3 May 2027"),
+        ("Residents of Norwick pay 12 dollars [1].", "In Norwick it is $12."),
+        ("The U.S. won [1].", "The United States won."),
+    ],
+)
+def test_other_words_for_the_same_are_supported(answer, content):
+    assert reason(answer, content) == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "４２９９元［１］。",
+        "4299元【1】。",
+        "价格为4299元[1][2]。",
+        "4299元[1, 2]。",
+        "It costs 4,299 yuan [1].",
+        "约4300元[1]。",
+        "四千二百九十九元 [1]",
+    ],
+)
+def test_other_spellings_are_the_same(answer):
+    assert reason(answer, CAMERA, CAMERA) == ""
+
+
+def test_each_piece_is_checked_against_its_own_citation():
+    assert reason("相机4299元[1],自行车$2,450[2]。", CAMERA, BIKE) == ""
+    assert reason("相机4299元[2],自行车$2,450[1]。", CAMERA, BIKE)
+
+
+def test_a_sentence_without_citation_is_checked_against_all_that_the_answer_cites():
+    assert reason("It costs $2,450. It weighs 19.8 kg [1].", BIKE) == ""
+    assert reason("It costs $2,540. It weighs 19.8 kg [1].", BIKE) == "$2,540 is not in source [1]"
+
+
+def test_a_statement_without_any_citation_is_a_problem():
+    found = check("It costs $2,450.", [source(BIKE)])
+    assert found.problems[0].reason == "it states something and cites no source" and found.problems[0].number is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "你好!很高兴为您服务。",
+        "Hello! How can I help?",
+        "根据现有信息无法回答。",
+        "I cannot answer from the information given.",
+        "抱歉,资料中没有提到这一点。",
+        "I don't know.",
+    ],
+)
+def test_greetings_and_abstentions_are_no_problem(answer):
+    assert reason(answer, CAMERA) == ""
+
+
+def test_the_abstention_is_told_apart():
+    for text in ABSTENTION.values():
+        assert check(text, [source(CAMERA)]).is_abstention
+        assert check(text.rstrip(".。"), [source(CAMERA)]).is_abstention
+    assert not is_abstention("根据现有信息无法回答,但大概是42元。")
+    assert not check("售价是4299元[1]。", [source(CAMERA)]).is_abstention
+
+
+def test_an_abstention_hides_no_statement():
+    assert reason("很多人不知道,董事长是陆怀山[1]。", CAMERA) == "陆怀山 is not in source [1]"
+    assert reason("I do not know the price. The chairman is Bob Stone.", CAMERA)
+    assert not check("I do not know the price. The chairman is Bob Stone.", [source(CAMERA)]).is_abstention
+    assert check("抱歉。根据现有信息无法回答。", [source(CAMERA)]).is_abstention
+
+
+def test_a_number_of_a_sibling_is_a_problem():
+    assert "of s2" in reason("The S3 costs $1,990 [1].", BIKE)
+    assert reason("The S2 cost $1,990 [1].", BIKE) == ""
+
+
+def test_the_opposite_is_a_problem():
+    text = "星图数据库5.2版本不支持Windows 7。销量下降了8%。"
+    assert "opposite" in reason("星图数据库5.2支持Windows 7[1]。", text)
+    assert reason("星图数据库5.2不支持Windows 7[1]。", text) == ""
+    assert "opposite" in reason("销量上升了8%[1]。", text)
+
+
+def test_a_computed_difference_is_supported_where_its_parts_are():
+    assert reason("从380元调整为400元,多了20元[1]。", "缴费标准由380元调整为400元。") == ""
+    assert reason("从380元调整为400元,多了30元[1]。", "缴费标准由380元调整为400元。")
+
+
+def test_the_date_and_title_of_a_source_count():
+    assert check("截至2026年11月8日,海港联队积61分[1]。", [source("积61分。", title="海港联队", date="2026-11-08")]).ok
+
+
+def test_a_month_and_day_take_their_year_from_the_source():
+    text = source("比赛在11月8日进行。", date="2026-11-09")
+    assert check("比赛在2026年11月8日进行[1]。", [text]).ok
+    assert not check("比赛在2025年11月8日进行[1]。", [text]).ok
+
+
+def test_words_that_are_not_there_are_too_few():
+    assert "too few" in reason("天空常常呈现蔚蓝色[1]。", CAMERA)
+    assert reason("曲木[1]。", CAMERA)
+
+
+def test_an_embedder_can_support_what_other_words_say():
+    def embed(texts):
+        return np.ones((len(texts), 2), np.float32) / 2**0.5
+
+    answer = "天空常常呈现蔚蓝色[1]。"
+    assert reason(answer, CAMERA) and reason(answer, CAMERA, embedder=embed) == ""
+    assert reason("售价是4399元[1]。", CAMERA, embedder=embed)
+
+
+def test_another_language_is_checked_by_its_numbers():
+    assert reason("The camera was released on March 18, 2026 and weighs 512 grams [1].", CAMERA) == ""
+    assert reason("The camera was released on March 19, 2026 [1].", CAMERA)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("一句。两句！三句？", 3),
+        ("It costs 3.5 dollars. Dr. Li said so. See p.m. times.", 3),
+        ("42元[1]。[2]下一句", 2),
+        ("1. First\n2. Second", 2),
+        ("U.S. sales rose. J. Smith left.", 2),
+        ("```\na[1] = 5\n```\nDone.", 1),
+        ("", 0),
+        ("Open until 5 p.m. on Friday.", 1),
+    ],
+)
+def test_sentences_end_where_they_end(text, count):
+    assert len(list(split(text))) == count, list(split(text))
+
+
+def test_citations_behind_the_full_stop_belong_to_the_sentence():
+    assert [sentence.numbers for sentence in split("It is 5 kg. [1] It is red.[2]")] == [[1], [2]]
+
+
+def test_brackets_in_code_are_no_citations():
+    assert reason("Use `a[7]` for it. It costs $2,450 [1].", BIKE) == ""
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_any_answer_is_judged(answer, content):
+    check(answer, [source(content)])
+
+
+ENTRIES = [entry for entry in json.loads(knowledge_cite.CASES.read_text(encoding="utf-8"))["sources"].values()]
+SENTENCES = [(entry, sentence.text) for entry in ENTRIES for sentence in split(entry[2])]
+
+
+@settings(deadline=None)
+@given(st.sampled_from(SENTENCES))
+def test_a_sentence_of_the_source_is_supported_by_it(pair):
+    (title, date, content), sentence = pair
+    assert check(f"{sentence} [1]", [source(content, title=title, date=date)]).ok
+
+
+@settings(deadline=None)
+@given(st.sampled_from(SENTENCES), st.randoms(use_true_random=False))
+def test_a_digit_changed_is_caught(pair, random):
+    (title, date, content), sentence = pair
+    places = [match.start() for match in re.finditer(r"\d", sentence)]
+    if not places:
+        return
+    at = random.choice(places)
+    digit = random.choice("123456789".replace(sentence[at], ""))
+    changed = sentence[:at] + digit + sentence[at + 1 :]
+    number = re.search(r"[\d.,:]*$", changed[: at + 1])[0] + re.match(r"[\d.,:]*", changed[at + 1 :])[0]
+    if number.strip(".,:") in f"{content} {date}" or re.search(r"[A-Za-z]-?\d*$", changed[: at + 1]):
+        return  # another number of the source, or a name's
+    found = check(f"{changed} [1]", [source(content, title=title, date=date)])
+    assert not found.ok, changed
+
+
+def assert_told_apart(cases: list) -> None:
+    """At least 95% of the unsupported caught, at most 3% of the supported rejected."""
+    rows = knowledge_cite.figures(cases, show=False).values()
+    caught = sum(row["caught"] * row["unsupported"] for row in rows) / sum(row["unsupported"] for row in rows)
+    rejected = sum(row["rejected"] * row["supported"] for row in rows) / sum(row["supported"] for row in rows)
+    assert caught >= 0.95 and rejected <= 0.03, (caught, rejected)
+
+
+def test_the_cases_written_by_hand_are_told_apart():
+    assert_told_apart([case for case in knowledge_cite.written() if case.kind in ("ok", *knowledge_cite.CHECKED)])
+
+
+def test_composed_sentences_are_told_apart():
+    cases = knowledge_cite.composed(num_blocks=60, seed=11)
+    assert_told_apart([case for case in cases if case.kind in ("ok", *knowledge_cite.CHECKED)])
+
+
+def test_fake_answers_of_poisoned_passages_are_caught(shared_data):
+    assert_told_apart(list(knowledge_cite.rgb(shared_data)))
