@@ -273,13 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
     # oneDNN keeps compiled products for 1,024 shapes; packed rows bring new shapes with every step, half a GiB of them
     # in thirty steps of a small model
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0
-    if arguments[0] in ("-V", "--version", "version"):
-        print(f"evergreen {evergreen.__version__}")
-        return 0
     try:
+        if page := _page(arguments):
+            print(page, flush=True)
+            return 0
         command, rest = _command(arguments)
         with _terminable():
             document, wants_json, *code = command(rest)
@@ -321,15 +318,31 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def overview() -> str:
-    """The page behind `evergreen --help`."""
+def _page(arguments: list[str]) -> str:
+    """What is printed and not done: help, a group's help, the version; empty for a command."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return overview()
+    if arguments[0] in ("-V", "--version", "version"):
+        return f"evergreen {evergreen.__version__}"
+    if _is_group(arguments[0]) and arguments[1:] in ([], ["-h"], ["--help"]):
+        return overview(f"{arguments[0]} ")
+    return ""
+
+
+def _is_group(word: str) -> bool:
+    """Whether commands of two words begin with it, and none is it."""
+    return word not in COMMANDS and any(name.startswith(f"{word} ") for name in COMMANDS)
+
+
+def overview(group: str = "") -> str:
+    """The page behind `evergreen --help`, or behind the first word of a group of commands."""
     lines = [
         f"evergreen {evergreen.__version__}: keeps a deployed Qwen-class language model fresh",
         "",
         "usage: evergreen COMMAND [--flags]      evergreen COMMAND --help lists a command's flags",
         "",
     ]
-    lines += [f"  {name:<18} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<19} {command.__doc__}" for name, command in COMMANDS.items() if name.startswith(group)]
     lines += [
         "",
         "start with: evergreen demo",

@@ -14,6 +14,10 @@ REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetens
 OPTIONAL = {  # package: what it is for, the line that installs it
     "bitsandbytes": ("4-bit bases (--train_type qlora)", "pip install 'evergreen-lm[qlora]'"),
     "modelscope": ("data and models from ModelScope", "pip install 'evergreen-lm[modelscope]'"),
+    "psycopg": ("the home in PostgreSQL (EVERGREEN_DB)", "pip install 'evergreen-lm[postgres]'"),
+    "redis": ("one answer cache for several servers (EVERGREEN_CACHE)", "pip install 'evergreen-lm[redis]'"),
+    "pymilvus": ("entries in Milvus (EVERGREEN_INDEX)", "pip install 'evergreen-lm[milvus]'"),
+    "gguf": ("llama.cpp as the engine (--engine llamacpp)", "pip install 'evergreen-lm[gguf]'"),
     "trl": ("the peer in bench/train.py", "pip install 'evergreen-lm[bench]'"),
 }
 

@@ -8,173 +8,39 @@ stream's last event.
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evergreen import feedback
 from evergreen.engine.base import Output
 from evergreen.home import new_id
-from evergreen.knowledge.answer import Knowledge
-from evergreen.records import Completion, EvergreenError, Message
+from evergreen.records import Completion, EvergreenError
 from evergreen.serve import protocol, split
-from evergreen.serve.errors import Busy, Disconnected, api_error, engine_failed
+from evergreen.serve.errors import Disconnected, api_error, engine_failed
 from evergreen.serve.grounding import Grounding, said
+from evergreen.serve.history import MAX_RESERVED_TOKENS, trimmed
+from evergreen.serve.inbox import Inbox
 from evergreen.serve.keys import Key
-from evergreen.serve.limits import Limits
-from evergreen.serve.metrics import Metrics
-from evergreen.serve.models import Models, Served
+from evergreen.serve.models import Served
 from evergreen.serve.protocol import Call, Choice, Head
 from evergreen.serve.sampling import may_compile
 from evergreen.serve.schemas import ApiError, SamplingBody
-from evergreen.settings import ServeSettings
 
-AHEAD_SECONDS = 1.0  # between looks for hot questions
-MAX_HELD = 64  # outputs of an answer that is sent whole
+if TYPE_CHECKING:
+    from evergreen.serve.desk import Desk
+
 CANCEL_SECONDS = 10.0  # how long a cancelled request may take to say so
 SEND_SECONDS = 60.0  # a client that takes nothing for so long is gone
-MAX_RESERVED_TOKENS = 512  # for the answer, when a history is trimmed and max_tokens is not given
 PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "generate": "gen-"}
-
-
-class Inbox:
-    """What an engine's thread says, on the event loop's side."""
-
-    def __init__(self) -> None:
-        self._loop, self._outputs, self._wake = asyncio.get_running_loop(), deque[Output](), asyncio.Event()
-        self._is_told = self.is_closed = False
-        self.is_patient = False  # for an answer that is sent whole: the loop is woken for its end, not for its tokens
-
-    def put(self, output: Output) -> None:
-        """From any thread; one wake-up brings all that came together."""
-        self._outputs.append(output)
-        if not self._is_told and (output.is_last or not self.is_patient or len(self._outputs) >= MAX_HELD):
-            self._is_told = True
-            with contextlib.suppress(RuntimeError):  # the server has ended
-                self._loop.call_soon_threadsafe(self._tell)
-
-    def close(self) -> None:
-        """Nobody waits any more."""
-        self.is_closed = True
-        self._wake.set()
-
-    async def take(self) -> list[Output]:
-        """What has come since; waits for something. Raises Disconnected when it is closed."""
-        while True:
-            await self._wake.wait()
-            if self.is_closed:
-                raise Disconnected
-            self._wake.clear()
-            if outputs := self._drain():
-                return outputs
-
-    def open_again(self) -> None:
-        self.is_closed = False
-        self._wake.set()
-
-    def _tell(self) -> None:
-        self._is_told = False
-        self._wake.set()
-
-    def _drain(self) -> list[Output]:
-        return [self._outputs.popleft() for _ in range(len(self._outputs))]
-
-
-async def never() -> Any:
-    """What a client that does not exist sends."""
-    await asyncio.Event().wait()
-
-
-class Desk:
-    """Takes requests in, knows how many are under way, and remembers each when it has ended."""
-
-    def __init__(
-        self,
-        settings: ServeSettings,
-        models: Models,
-        limits: Limits,
-        metrics: Metrics,
-        log: feedback.Log,
-        knowledge: Knowledge | None = None,
-    ):
-        self.settings, self.models, self.limits, self.metrics, self.log = settings, models, limits, metrics, log
-        self.knowledge = knowledge
-        self._threads = ThreadPoolExecutor(32, thread_name_prefix="prompts")
-        self._num_running: Counter[str] = Counter()  # by base
-        self._winding_up: set[asyncio.Task[None]] = set()
-
-    @contextlib.asynccontextmanager
-    async def answering(
-        self,
-        key: Key,
-        route: str,
-        body: SamplingBody,
-        to_call: Callable[..., Call],
-        receive: Callable[[], Awaitable[Any]],
-        session: str = "",
-        is_ahead: bool = False,
-    ) -> AsyncIterator["Answering"]:
-        """The request while it runs; what is left of it when the block ends early is cancelled."""
-        one = Answering(self, key, route, body, session, is_ahead)
-        try:
-            await one.begin(to_call)
-            one.watch(receive)
-            yield one
-        except BaseException as error:
-            one.fail(error)
-            raise
-        finally:
-            if one.is_over:
-                await one.end()
-            else:
-                task = asyncio.create_task(one.wind_up())
-                self._winding_up.add(task)
-                task.add_done_callback(self._winding_up.discard)
-
-    def admit(self, base: str, count: int) -> None:
-        """Raises Busy when the queue is full."""
-        if self._num_running[base] + count > self.settings.max_num_seqs + self.settings.max_waiting:
-            raise Busy(f"{self._num_running[base]} requests run or wait: try again in a moment", 1, "queue_full")
-        self._num_running[base] += count
-
-    def leave(self, base: str, count: int) -> None:
-        self._num_running[base] -= count
-
-    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-    def aside(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have something done that nobody waits for."""
-        task = asyncio.ensure_future(self.in_thread(function, *arguments))
-        self._winding_up.add(task)
-        task.add_done_callback(self._winding_up.discard)
-
-    async def answer_ahead(self) -> None:
-        """Answer hot questions again before their answers expire, and after knowledge has changed, while the engine has
-        nothing else to do."""
-        while self.knowledge is not None:
-            await asyncio.sleep(AHEAD_SECONDS)
-            with contextlib.suppress(Exception):  # who asks hears of it
-                for hot in await self.in_thread(self.knowledge.due):
-                    if sum(self._num_running.values()):
-                        break
-                    key, body = hot.request
-                    async with self.answering(key, "ahead", body, protocol.chat_call, never, is_ahead=True) as one:
-                        await one.whole()
-
-    async def close(self) -> None:
-        """Waits for what is being cancelled."""
-        if self._winding_up:
-            await asyncio.wait(self._winding_up, timeout=CANCEL_SECONDS)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Answering:
     """One body on its way to one response."""
 
-    def __init__(self, desk: Desk, key: Key, route: str, body: SamplingBody, session: str = "", is_ahead: bool = False):
+    def __init__(
+        self, desk: "Desk", key: Key, route: str, body: SamplingBody, session: str = "", is_ahead: bool = False
+    ):
         """`session` is the page's cookie; where a split needs one and there is none, it gets one here. `is_ahead`:
         nobody waits, the answer is made for the cache."""
         self.is_ahead = is_ahead
@@ -471,36 +337,3 @@ class Answering:
             grounding=grounding.logged() if grounding else None,
             cached=int(grounding.is_cached) if grounding else None,
         )
-
-
-def trimmed(
-    call: Call, prompts: list[tuple[int, ...]], served: Served, room: int
-) -> tuple[Call, list[tuple[int, ...]], int]:
-    """The call without as many of its oldest exchanges as it takes to fit, its prompt, and how many messages went.
-
-    System messages stay, and so does the last exchange, whether it fits or not."""
-    wanted = room - (call.sampling.max_new_tokens or min(MAX_RESERVED_TOKENS, room // 4))
-    starts = exchanges(call.messages)
-    low, high = 0, len(starts) - 1  # exchanges to drop: `low` do not suffice unless it is 0
-    if len(prompts[0]) <= wanted or high < 1:
-        return call, prompts, 0
-    while low < high:
-        middle = (low + high) // 2
-        shorter = replace(call, messages=_without(call.messages, starts[middle]))
-        if len(protocol.prompt_ids(shorter, served.tokenizer, served.system)[0]) <= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    shorter = replace(call, messages=_without(call.messages, starts[low]))
-    prompts = protocol.prompt_ids(shorter, served.tokenizer, served.system)
-    return shorter, prompts, len(call.messages) - len(shorter.messages)
-
-
-def exchanges(messages: Sequence[Message]) -> list[int]:
-    """Where each exchange begins: at the user's turns."""
-    return [i for i, message in enumerate(messages) if message.role == "user"]
-
-
-def _without(messages: Sequence[Message], start: int) -> tuple[Message, ...]:
-    kept: Iterable[Message] = (message for message in messages[:start] if message.role == "system")
-    return (*kept, *messages[start:])

@@ -19,7 +19,8 @@ from evergreen.home import new_id
 from evergreen.knowledge.answer import Knowledge
 from evergreen.records import Failure
 from evergreen.serve import protocol, split
-from evergreen.serve.answering import SEND_SECONDS, Answering, Desk
+from evergreen.serve.answering import SEND_SECONDS, Answering
+from evergreen.serve.desk import Desk
 from evergreen.serve.door import Door, Json, handle_errors, openapi_of, takes
 from evergreen.serve.errors import Busy, Disconnected
 from evergreen.serve.guard import Guard
