@@ -154,8 +154,7 @@ class Launched:
     def submit(self, request: Request, on_output: Callable[[Output], None]) -> None:
         if request.adapter and request.adapter not in self._adapters:
             raise BadInput(f"no adapter {request.adapter[:DIGEST_LENGTH]} is loaded")
-        if not self._is_up.wait(PATIENCE_SECONDS):
-            raise Failure(f"{self.kind.name} is being started again ({self.log})")
+        self._await_server()
         with self._taking_over:
             self._server.client.submit(request, on_output)
 
@@ -268,6 +267,16 @@ class Launched:
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if "rror" in line]
         return " ".join((errors or lines or ["it said nothing"])[-1].split())[:300]
+
+    def _await_server(self) -> None:
+        """Returns when the server runs; one that has just died and was not missed yet counts as dead."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while self._is_up.wait(max(0.0, until - time.monotonic())):
+            if self._server.process.poll() is None:
+                return
+            if self._is_closed.wait(0.02) or time.monotonic() > until:
+                break
+        raise Failure(f"{self.kind.name} is being started again ({self.log})")
 
     def _watch(self) -> None:
         """Start the server again when it dies."""
