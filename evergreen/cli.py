@@ -110,7 +110,7 @@ def _knowledge(action: str, about: str) -> Callable[[list[str]], tuple[Any, ...]
         given = parse(kind, positional(arguments, f"knowledge {action}"), f"knowledge {action}")
         from evergreen.knowledge.commands import run_knowledge
 
-        return run_knowledge(action, given, _answer_from, _token_counter), given.json
+        return run_knowledge(action, given, _answer_from, _token_counter, _pinned), given.json
 
     command.__doc__ = about
     return command
@@ -123,6 +123,24 @@ def _answer_from(home: str, knowledge: str, share: float | None, reason: str) ->
     from evergreen.registry.knowledge import serve_knowledge
 
     return serve_knowledge(Registry(home_dir(home or None)), knowledge, share, reason)
+
+
+def _pinned(home: str) -> str:
+    """What the stable release answers from: "live" or a snapshot's number. A change that is on the disk does not fail
+    over a registry that cannot be read."""
+    from evergreen.database import DATABASE_FILE, url_of_environment
+    from evergreen.home import home_dir
+    from evergreen.records import EvergreenError
+
+    if not url_of_environment() and not (home_dir(home or None) / DATABASE_FILE).exists():
+        return "live"
+    from evergreen.registry import Registry
+    from evergreen.registry.knowledge import serving
+
+    try:
+        return serving(Registry(home_dir(home or None)))["stable"] or "live"
+    except EvergreenError:
+        return "live"
 
 
 def _token_counter(model: str) -> Callable[[str], int]:

@@ -1,5 +1,6 @@
 """Where state lives, and the ways to write it so that a crash leaves the old or the new, never half of either."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,10 @@ TORCH_DISK_WORDS = ("PytorchStreamWriter failed", "inline_container.cc")  # all 
 def home_dir(given: str | None = None) -> Path:
     """`--home`, else $EVERGREEN_HOME, else ./.evergreen; made when first needed."""
     path = home_place(given)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the home {path} cannot be made ({error.strerror}): choose another --home") from None
     return path
 
 
@@ -60,6 +64,15 @@ def write_atomic(path: str | Path, content: str | bytes, mode: int = 0o644) -> N
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def fsync_folder(path: str | Path) -> None:
+    """Bring the names in a folder to the disk, so that a new or renamed file survives a power failure."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -130,7 +143,9 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a")  # noqa: SIM115 the block below closes it
-    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise BadInput(f"{path.parent} cannot be written ({error.strerror}): choose another directory") from None
     with file:
         try:

@@ -180,8 +180,9 @@ def _unknown(argument: str, settings: type, command: str) -> str:
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         return f"evergreen {command} takes flags only, got {argument!r} (evergreen {command} --help lists them)"
-    near = difflib.get_close_matches(name, flags_of(settings), n=1, cutoff=0.5)
-    hint = f"; the nearest is {near[0]}" if near else ""
+    names = [flag.removeprefix("--") for flag in flags_of(settings)]  # dashes would make all alike
+    near = difflib.get_close_matches(name.lstrip("-"), names, n=1, cutoff=0.5)
+    hint = f"; the nearest is --{near[0]}" if near else ""
     return f"evergreen {command} knows no flag {name}{hint} (evergreen {command} --help lists all)"
 
 

@@ -231,6 +231,20 @@ def test_what_may_change_the_answer_is_another_key(tmp_path, other):
     assert knowledge.keep(key, TOLD, [], {}) and cached(knowledge, **other)[1] is None
 
 
+def test_an_answer_that_passed_another_check_is_not_given_again(tmp_path, monkeypatch):
+    knowledge = knowledge_of(tmp_path / "k", LAMP, cache=Cache(tmp_path / "c"))
+    key, _ = cached(knowledge)
+    assert knowledge.keep(key, TOLD, [], {}) and cached(knowledge)[1]
+    monkeypatch.setattr("evergreen.knowledge.cite.VERSION", "another")
+    assert cached(knowledge)[1] is None
+
+
+def test_a_value_of_another_thing_than_was_asked_about_is_withheld(tmp_path):
+    asked = "How much does the Nordlys Q8 lamp cost?"
+    done = finished(knowledge_of(tmp_path, LAMP), "42 dollars [1].", lambda second: "42 dollars [1].", asked)
+    assert done.outcome == "abstained" and "Q8" in done.problems[0].reason
+
+
 def test_a_drawn_answer_is_kept_only_with_a_seed(tmp_path):
     knowledge = knowledge_of(tmp_path / "k", LAMP, cache=Cache(tmp_path / "c"))
     for seed, is_kept in ((None, False), (7, True)):

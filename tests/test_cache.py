@@ -317,6 +317,21 @@ def test_a_home_where_nobody_cached_stays_without_a_cache(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", '{"cache": 5, "floor": "a"}', '{"epoch": "b", "ids": 3}', '{"ids": [1]}']
+)
+def test_an_odd_line_among_the_purges_voids_what_was_before(tmp_path, line):
+    cache = Cache(tmp_path)
+    key = kept(cache, "q", "a")
+    with open(tmp_path / "purges.jsonl", "a") as file:
+        file.write(line + "\n")
+    assert cache.get(key) is None and Cache(tmp_path).get(key) is None
+    key = kept(cache, "q", "a")
+    assert Cache(tmp_path).get(key)
+    Cache(tmp_path).purge(["a"])
+    assert cache.get(key) is None
+
+
 @pytest.mark.parametrize("harm", ["removed", "damaged", "torn"])
 def test_after_harm_to_the_purges_nothing_from_before_is_served(tmp_path, harm):
     cache = Cache(tmp_path)

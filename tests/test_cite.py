@@ -176,6 +176,70 @@ def test_a_number_of_a_sibling_is_a_problem():
     assert reason("The S2 cost $1,990 [1].", BIKE) == ""
 
 
+GROUP = (
+    "海澜公司2025年营业收入为52.3亿元,同比增长9.1%;净利润4.7亿元,同比增长3.2%。"
+    "研发人员640人。总经理为高明,董事长为王建国。"
+)
+FERRIES = (
+    "The line has 42 ferries on 17 routes. Revenue was $12 million and net profit $3 million. "
+    "Work begins in spring 2027 and is due to finish in late 2030. The fee was raised from 30 dollars to 45 dollars."
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "wrong"),
+    [
+        ("净利润为52.3亿元[1]。", GROUP, "52.3亿元"),
+        ("净利润同比增长9.1%[1]。", GROUP, "9.1%"),
+        ("董事长是高明[1]。", GROUP, "高明"),
+        ("医学院学费5800元[1]。", "学费5,800元,医学院为6,500元。", "5800元"),
+        ("园内有植物214种[1]。", "园内记录到鸟类214种、植物562种。", "214"),
+        ("周日闭馆[1]。", "周二至周日开放,周一闭馆。", "周日"),
+        ("The net profit was $12 million [1].", FERRIES, "$12 million"),
+        ("It has 17 ferries on 42 routes [1].", FERRIES, "17"),
+        ("It is due to finish in late 2027 [1].", FERRIES, "2027"),
+        ("The fee was raised from 45 dollars to 30 dollars [1].", FERRIES, "from 45 to 30"),
+        (
+            "It improved in 48% of the placebo group [1].",
+            "It improved in 48% of the Nuvorel group against 31% of the placebo group.",
+            "48%",
+        ),
+    ],
+)
+def test_a_value_of_something_else_is_a_problem(answer, content, wrong):
+    assert reason(answer, content) == f"source [1] says {wrong} of something else"
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        ("海澜公司盈利4.7亿元,比上年多3.2%[1]。", GROUP),
+        ("公司2025年净利润为4.7亿元,营收52.3亿元[1]。", GROUP),
+        ("总经理是高明[1]。", GROUP),
+        ("The company runs 17 routes with 42 ferries [1].", FERRIES),
+        ("The fee is now 45 dollars, up from 30 dollars [1].", FERRIES),
+        ("Building 3 will close [1].", "Buildings 3 and 5 will close on 4 May."),
+        ("第二小学有61位老师[1]。", "第一小学有教师74人;第二小学有学生980人、教师61人。"),
+        ("计划用一年半完成[1]。", "计划工期18个月。"),
+        ("成绩是2:09:31[1]。", "成绩2小时09分31秒。"),
+        ("It has a capacity of 512 MW [1].", "Its capacity is 512 megawatts."),
+        ("5点闭馆[1]。", "下午5点闭馆。"),
+    ],
+)
+def test_the_same_value_with_other_words_is_supported(answer, content):
+    assert reason(answer, content) == ""
+
+
+def test_the_title_says_whose_value_it_is():
+    two = [
+        source("防水等级为IPX4。售价599元。", 1, "雨燕S3耳机"),
+        source("防水等级为IPX5。售价899元,比S3贵300元。", 2, "雨燕S5耳机"),
+    ]
+    assert not check("雨燕S3的防水等级是IPX5[1][2]。", two).ok
+    assert not check("雨燕S3售价899元[1][2]。", two).ok
+    assert check("雨燕S5卖899元,比S3的599元贵300元[1][2]。", two).ok
+
+
 def test_the_opposite_is_a_problem():
     text = "星图数据库5.2版本不支持Windows 7。销量下降了8%。"
     assert "opposite" in reason("星图数据库5.2支持Windows 7[1]。", text)
@@ -295,3 +359,53 @@ def test_composed_sentences_are_told_apart():
 
 def test_fake_answers_of_poisoned_passages_are_caught(shared_data):
     assert_told_apart(list(knowledge_cite.rgb(shared_data)))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "wrong"),
+    [
+        ("How much does the Lumo Toaster cost?", "61 dollars [1].", "Lumo Toaster"),
+        ("How much does the Lumo Kettle cost?", "61 dollars [1].", ""),
+        ("What does the Nova Kettle cost?", "61 dollars [1].", "Nova Kettle"),
+        ("What does a Lumo cost?", "61 dollars [1].", ""),
+        ("Who sells the Lumo Kettle in Kirkwall Harbour?", "61 dollars [1].", ""),
+        ("Lumo Toaster 多少钱?", "61 dollars[1]。", "Lumo Toaster"),
+    ],
+)
+def test_a_bare_value_is_not_that_of_a_sibling_of_what_was_asked_about(question, answer, wrong):
+    found = reason(answer, "The Lumo Kettle costs 61 dollars.", question=question)
+    assert bool(found) == bool(wrong) and wrong in found
+
+
+def test_a_month_that_there_is_not_is_no_sum():
+    league = "在11月8日进行的甲级联赛第28轮比赛中,海港队主场3比1战胜雪峰队。"
+    assert reason("在31月8日进行的甲级联赛第28轮比赛中,海港队主场3比1战胜雪峰队[1]。", league)
+    assert not reason(f"{league}[1]", league)
+
+
+@pytest.mark.parametrize(
+    ("question", "title", "is_other"),
+    [
+        ("墨竹手表多少钱?", "墨竹手机", True),
+        ("墨竹手机多少钱?", "墨竹手机", False),
+        ("墨竹现在多少钱?", "墨竹手机", False),
+        ("墨竹价格是多少?", "墨竹手机", False),
+        ("手机多少钱?", "墨竹手机", False),
+        ("墨竹手表多少钱?", "价格", False),
+        ("how much is the lumo toaster?", "Lumo Kettle", True),
+        ("how much is the lumo kettle?", "Lumo Kettle", False),
+        ("how much does a lumo cost?", "Lumo Kettle", False),
+        ("what is the lumo price?", "Lumo Kettle", False),
+    ],
+)
+def test_a_bare_value_is_not_that_of_a_sibling_of_the_title(question, title, is_other):
+    content = "它卖3599元。" if "手" in question or "墨" in question else "It is 61 dollars."
+    answer = "3599元[1]。" if "3599" in content else "61 dollars [1]."
+    assert check(answer, [source(content, title=title)], question=question).ok != is_other
+
+
+def test_a_version_or_a_date_is_no_price():
+    router = "星河路由器的最新固件版本是 4.7.2,2026年3月18日发布。"
+    assert "no price" in reason("4.7.2[1]。", router, question="星河路由器多少钱?")
+    assert "no price" in reason("2026年3月18日[1]。", router, question="星河路由器的价格是多少?")
+    assert not reason("4.7.2[1]。", router, question="星河路由器的最新固件版本是多少?")

@@ -304,6 +304,9 @@ def test_columns_are_known_by_their_names_or_named(tmp_path):
         ("a.jsonl", '{"content": "x", "valid_from": "2026-02-01", "valid_until": "2026-01-01"}\n', "not after"),
         ("a.jsonl", '{"content": "x", "version": "one"}\n', "MAJOR.MINOR.PATCH"),
         ("a.jsonl", '{"content": "x", "ended": {"n": 3}}\n', "a version that has ended"),
+        ("a.jsonl", '{"content": "x\\ud800"}\n', ":1: content: character 2 is '\\ud800', half of one"),
+        ("a.jsonl", '{"content": ' + "9" * 5000 + "}\n", ":1: not JSON"),
+        ("a.jsonl", '{"content": "x", "date": "0001-01-01T00:00+05:00"}\n', "not within the years"),
         ("a.csv", "a,b\n1,2,3\n", ":2: 3 cells where the header has 2"),
         ("a.csv", 'a,b\n"1,2\n', "unexpected end of data"),
         ("a.csv", "a,a\n1,2\n", "names 'a' twice"),
@@ -314,9 +317,27 @@ def test_a_bad_row_is_one_line_with_its_number_or_left_out_and_counted(tmp_path,
     file.write_text(text)
     with pytest.raises(BadInput, match="on_bad_row skip") as error:
         run(Store(tmp_path / "kb"), file)
-    assert said in str(error.value) and name in str(error.value)
+    assert said in str(error.value) and name in str(error.value) and str(error.value).count("on_bad_row") == 1
     report = run(Store(tmp_path / "kb2"), file, on_bad_row="skip")
     assert len(report.left_out) == 1 and said in report.left_out[0]
+
+
+def test_a_file_whose_name_is_not_utf8_is_one_line_or_left_out(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in (b"caf\xe9.txt", b"b.txt"):
+        Path(os.fsdecode(bytes(docs) + b"/" + name)).write_text(f"the text of {len(name)}")
+    with pytest.raises(BadInput, match=r"caf\\xe9.txt: the name is not UTF-8"):
+        run(Store(tmp_path / "kb"), docs)
+    report = run(Store(tmp_path / "kb2"), docs, on_bad_row="skip")
+    assert report.added == 1 and len(report.left_out) == 1
+
+
+@pytest.mark.parametrize("name", ["nope", "base64", "rot13", "undefined"])
+def test_an_encoding_that_is_none_of_texts_is_refused(tmp_path, name):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(BadInput, match=f"--encoding {name} is no encoding"):
+        encoding_of(tmp_path / "a.txt", name)
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path):

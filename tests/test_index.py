@@ -499,6 +499,17 @@ def test_a_collection_of_another_embedder_is_refused_and_made_anew_on_demand(tmp
     assert Index(tmp_path, open_milvus(path, "f" * 16, 8, anew=True)).sync(store) == [0]
 
 
+def test_a_collection_of_other_dimensions_is_refused(tmp_path):
+    pytest.importorskip("milvus_lite")
+    from evergreen.knowledge.milvus import open_milvus
+
+    store, path = Store(tmp_path), str(tmp_path / "m.db")
+    store.add([Entry(content="tea")])
+    fill(Index(tmp_path, open_milvus(path, "e" * 16, DIM)), store)
+    with pytest.raises(BadInput, match="of another embedder than this, which makes 8: .*reindex"):
+        Index(tmp_path, open_milvus(path, "e" * 16, 8)).sync(store)
+
+
 def test_milvus_that_does_not_answer_is_one_line_and_words_are_searched(tmp_path):
     pytest.importorskip("pymilvus")
     from evergreen.knowledge.milvus import open_milvus

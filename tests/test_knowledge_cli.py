@@ -211,6 +211,50 @@ def test_snapshots_are_served_through_a_child_of_the_stable_release(run, home):
     assert registry.alias("candidate").knowledge == "1" and registry.alias("stable").knowledge == "live"
 
 
+def test_a_change_that_a_pinned_release_does_not_show_is_told_of(home, capsys):
+    def said(*words: str) -> tuple[str, str]:
+        assert cli.main(["knowledge", *words]) == 0
+        return capsys.readouterr()
+
+    assert said("add", "Acme Cam costs 42 dollars.", "--id", "cam").err == ""
+    said("publish")
+    registry = registry_of(home)
+    registry.promote(make_release(registry, "one").id, "stable", "first")
+    assert said("update", "cam", "--content", "Acme Cam costs 45 dollars.").err == ""
+    said("rollback", "1")
+    for words in (["add", "B."], ["update", "cam", "--title", "Cam"], ["withdraw", "cam"]):
+        out, err = said(*words)
+        assert "answers come from snapshot 1" in err and err.count("\n") == 1 and "no answer" not in out
+    said("live")
+    assert said("add", "C.").err == ""
+
+
+def test_an_entry_may_be_named_by_the_beginning_of_its_id(run, refused):
+    run("add", "Acme Cam costs 42 dollars.", "--id", "camera-one")
+    run("add", "Acme Cam costs 43 dollars.", "--id", "camera-two")
+    assert run("update", "camera-o", "--content", "Acme Cam costs 45 dollars.")["id"] == "camera-one"
+    assert len(run("history", "camera-o")["versions"]) == len(run("audit", "camera-o")["changes"]) == 2
+    assert run("show", "camera-o")["id"] == run("withdraw", "camera-o")["id"] == "camera-one"
+    assert "no entry camera-:" in refused("redact", "camera-")
+    assert "no entry cam:" in refused("show", "cam")
+
+
+def test_a_flag_like_no_other_is_not_likened_to_one(refused):
+    assert "nearest" not in refused("update", "x", "--foo", "3")
+    assert "the nearest is --title" in refused("update", "x", "--titel", "3")
+
+
+def test_the_history_of_a_withdrawn_entry_says_when_and_why(home, capsys):
+    cli.main(["knowledge", "add", "Acme Cam costs 42 dollars.", "--id", "cam"])
+    cli.main(["knowledge", "withdraw", "cam", "--reason", "sold out"])
+    capsys.readouterr()
+    assert cli.main(["knowledge", "history", "cam"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last[0] == "2" and last[1].startswith("20") and last[2] == "withdraw" and last[-2:] == ["sold", "out"]
+    assert cli.main(["knowledge", "update", "cam", "--content", "x"]) == 2
+    assert "the entry cam was withdrawn on 20" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -302,3 +346,31 @@ def test_listing_imports_nothing_heavy(home):
     loaded = out.splitlines()[-1]
     assert not [name for name in ("torch", "transformers", "numpy", "pymilvus", "jieba", "sqlalchemy", "rich")
                 if f"'{name}'" in loaded]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [("update", "a", "--content", "two"), ("withdraw", "a"), ("redact", "a")])
+def test_a_cache_that_cannot_be_is_told_before_anything_is_changed(home, run, refused, monkeypatch, words):
+    run("add", "one", "--id", "a")
+    monkeypatch.setenv("EVERGREEN_CACHE", "nonsense")
+    assert "EVERGREEN_CACHE wants" in refused(*words)
+    assert [row.entry.content for row in store_of(home).visible()] == ["one"] and store_of(home).refresh() == 1
+
+
+def test_an_index_that_cannot_be_cleared_of_what_is_redacted_says_what_is_left(home, run, capsys, monkeypatch):
+    run("add", "one", "--id", "a")
+    monkeypatch.setenv("EVERGREEN_INDEX", "nonsense")
+    assert cli.main(["knowledge", "redact", "a"]) == 1
+    assert "out of the log, every snapshot and cache, but not yet out of the search index" in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("EVERGREEN_HOME", str(tmp_path / place))
+        assert cli.main(["knowledge", "list"]) == 2
+        assert "cannot be made" in capsys.readouterr().err
+
+
+def test_an_export_onto_a_folder_is_refused(home, run, refused, tmp_path):
+    run("add", "one")
+    assert "is a folder" in refused("export", str(tmp_path), "--overwrite")

@@ -321,6 +321,30 @@ def test_hostile_names_sources_and_errors_are_text(visit, server):
     assert page.locator("img").count() == 0 and page.evaluate("window.hurt") is None
 
 
+def test_every_way_to_write_a_citation_that_the_server_reads_shows_its_source(visit, server):
+    server.pieces = ["A [1, 2] b 【2】 c [１] d [1-2] e [7]. `[1]` [9999]"]
+    server.evergreen = {"sources": [{"number": n, "title": f"t{n}", "url": f"https://example.com/{n}"} for n in (1, 2)]}
+    answer = answer_to(visit())
+    assert answer.locator("a.chip").all_text_contents() == ["1", "2", "2", "1", "1", "2"]
+    expect(answer.locator(".prose").last).to_have_text("A 12 b 2 c 1 d 12 e [7]. [1] [9999]")
+
+
+def test_a_source_without_a_web_address_is_named_as_it_was_given(visit, server):
+    server.pieces = ["So it is [1]."]
+    server.evergreen = {"sources": [{"number": 1, "title": "Prices", "url": "handbook, page 4", "date": "2026-10-02"}]}
+    expect(answer_to(visit()).locator(".sources li")).to_contain_text("handbook, page 4 · Oct 2, 2026")
+
+
+def test_text_from_right_to_left_is_laid_out_that_way(visit, server):
+    arabic = "مصباح نورد يكلف 42 دولارا"
+    server.pieces = [f"{arabic}.\n\n- {arabic}\n\nPlain words.\n\n```\n{arabic}\n```"]
+    page = visit()
+    answer = answer_to(page, arabic)
+    direction = "all => all.map((one) => getComputedStyle(one).direction)"
+    assert page.locator(".bubble").evaluate_all(direction) == ["rtl"]
+    assert answer.locator(".prose p, .prose ul, .prose pre").evaluate_all(direction) == ["rtl", "rtl", "ltr", "ltr"]
+
+
 def test_broken_or_hostile_storage_does_not_break_the_page(visit):
     page = visit()
     answer_to(page, "good one")
@@ -427,6 +451,45 @@ def test_a_key_is_asked_for_and_never_leaves_the_tab(visit, server):
     dialog.get_by_label("Key").fill("another")
     page.keyboard.press("Enter")
     expect(page.locator(".answer").last.locator(".prose").last).to_have_text("Hello there.")
+
+
+def test_another_key_can_take_the_place_of_the_one_in_use(visit, server):
+    page = visit()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_role("button", name="Use another key")).to_be_hidden()  # this server asks for none
+    server.key = "one"
+    page.reload()
+    page.get_by_label("Key", exact=True).fill("one")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Model")).to_have_value("stable")
+    server.key = "two"
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Use another key").click()
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
+    expect(page.locator("#key-wrong")).to_be_hidden()
+    assert not page.locator("#key input").evaluate("(field) => field.matches(':user-invalid')")
+    page.get_by_label("Key", exact=True).fill("two")
+    page.keyboard.press("Enter")
+    expect(answer_to(page).locator(".prose").last).to_have_text("Hello there.")
+
+
+def test_a_number_out_of_range_is_refused_in_the_pages_language(visit):
+    page = visit()  # the browser's own words are English
+    page.get_by_label("Language").select_option("zh")
+    page.get_by_role("button", name="设置").click()
+    page.get_by_label("温度").fill("3")
+    expect(page.locator("#temperature-help")).to_have_text("未生效：应为0 到 2 之间的数。")
+    page.get_by_label("回答长度上限").fill("1.5")
+    expect(page.locator("#max_tokens-help")).to_have_text("未生效：应为不小于 1 的整数。")
+
+
+def test_a_correction_that_is_sent_twice_is_stored_once(visit, server):
+    answer = answer_to(visit())
+    answer.get_by_role("button", name="This answer is wrong").click()
+    answer.get_by_label("What would be right?").fill("42")
+    answer.locator("form").evaluate("(form) => { form.requestSubmit(); form.requestSubmit(); }")
+    expect(answer).to_contain_text("Your correction is stored")
+    assert [rating["correction"] for rating in server.ratings] == ["42"]
 
 
 def test_a_refusal_is_one_line_with_what_to_do_in_the_pages_language(visit, server):

@@ -107,6 +107,12 @@ def test_an_entry_is_added_corrected_withdrawn_and_its_history_shown(visit, serv
     entry.locator("form").get_by_role("button", name="Withdraw").click()
     expect(entry).to_have_count(0)
     expect(entry_of(panel, "Nordlys Q7")).to_be_visible()
+    panel.get_by_label("Withdrawn and expired entries").check()
+    expect(entry_of(panel, "Nordlys Q7")).to_have_count(0)
+    expect(entry.get_by_role("button", name="Correct")).to_have_count(0)
+    entry.get_by_role("button", name="History").click()
+    expect(versions.first).to_contain_text("withdrawn")
+    expect(versions.first).to_contain_text("sold out")
     page.keyboard.press("Escape")
     expect(panel).to_be_hidden()
 
@@ -154,6 +160,46 @@ def test_hostile_entries_stay_text(visit, server, home):  # noqa: F811
     assert panel.locator("a[href^='javascript']").count() == 0
 
 
+def test_an_entry_whose_source_is_no_web_address_can_be_corrected(visit, server, home):  # noqa: F811
+    Store(home / "knowledge").add([Entry("The desk is 80 cm high.", "desk", "Desk", "handbook, page 4")])
+    entry = entry_of(panel_of(visit()), "Desk")
+    expect(entry).to_contain_text("handbook, page 4")
+    entry.get_by_role("button", name="Correct").click()
+    entry.get_by_label("Content").fill("The desk is 75 cm high.")
+    entry.get_by_role("button", name="Save").click()
+    expect(entry).to_contain_text("version 1.0.1")
+    assert Store(home / "knowledge").get("desk").entry.source_url == "handbook, page 4"
+
+
+def test_the_keyboard_alone_corrects_and_withdraws_and_never_loses_its_place(visit, server):  # noqa: F811
+    page = visit()
+    page.get_by_role("button", name="Knowledge").press("Enter")
+    panel = page.get_by_role("dialog", name="Knowledge")
+    entry = entry_of(panel, "Nordlys Q7")
+    correct, reason = entry.get_by_role("button", name="Correct"), entry.get_by_label("Why?")
+    correct.press("Enter")
+    expect(entry.get_by_label("Title")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(correct).to_be_focused()
+    page.keyboard.press("Enter")
+    reason.press("Enter")
+    expect(entry).to_contain_text("version 1.0.1")
+    expect(correct).to_be_focused()
+    panel.get_by_role("button", name="Add").press("Enter")
+    panel.get_by_label("Content").fill("The Orn chair weighs 7 kg.")
+    panel.get_by_label("Why?").press("Enter")
+    expect(panel.get_by_role("button", name="Add")).to_be_focused()
+    entry.get_by_role("button", name="Withdraw").press("Enter")
+    reason.press("Enter")
+    expect(entry).to_have_count(0)
+    expect(panel.locator(".entry").first.get_by_role("button", name="Correct")).to_be_focused()
+    panel.get_by_role("button", name="Publish a snapshot").press("Enter")
+    expect(panel).to_contain_text("Snapshots (")
+    expect(panel.locator("#serving button").first).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Knowledge")).to_be_focused()
+
+
 def test_what_the_server_refuses_is_said_in_the_panel(visit, server, home):  # noqa: F811
     panel = panel_of(visit())
     entry = entry_of(panel, "Nordlys Q7")
@@ -165,8 +211,11 @@ def test_what_the_server_refuses_is_said_in_the_panel(visit, server, home):  # n
 
 def test_the_panel_is_for_admins(visit, tmp_path, home):  # noqa: F811
     with serving(home, "--api_key", "user", "--admin_key", "admin", FAKE_TEXT=TOLD) as server:
+        page = visit(server.url)
         for key, is_offered in (("user", False), ("admin", True)):
-            page = visit(server.url)
+            if is_offered:
+                page.get_by_role("button", name="Settings").click()
+                page.get_by_role("button", name="Use another key").click()
             page.get_by_label("Key", exact=True).fill(key)
             page.get_by_role("button", name="Continue").click()
             expect(page.get_by_label("Model")).to_have_value("stable")

@@ -126,6 +126,26 @@ def test_entries_are_listed_newest_first_a_page_at_a_time_or_by_a_query(server, 
     assert admin(server, "GET", "?query=Nordlys lamp").json()["data"][0]["id"] == "lamp"
 
 
+def test_entries_no_more_in_use_are_listed_by_their_last_version_without_what_was_redacted(server, entries):
+    def add(id, content, **more):
+        return admin(server, "POST", json={"id": id, "content": content, **more}).json()["n"]
+
+    begun = add("held", "The gate is green.")
+    add("gone", "The gate is red.")
+    add("blotted", "The gate is pink.")
+    add("past", "The gate was blue.", valid_until="2020-01-01")
+    admin(server, "PATCH", "/held", json={"content": "The gate is white."})
+    admin(server, "PATCH", "/gone", json={"content": "The gate is black."})
+    admin(server, "DELETE", "/gone")
+    admin(server, "DELETE", "/blotted?redact=true")
+    listed = admin(server, "GET", "?in_use=false&limit=100").json()["data"]
+    assert [(one["id"], one["version"], one["content"]) for one in listed if one["n"] >= begun] == [
+        ("gone", "1.0.1", "The gate is black."),
+        ("past", "1.0.0", "The gate was blue."),
+        ("blotted", "1.0.0", ""),
+    ]
+
+
 def test_redacting_takes_the_words_off_the_disk(server, entries):
     secret = "The zanzibarium code is 8841."
     id = admin(server, "POST", json={"content": secret}).json()["id"]
@@ -153,6 +173,7 @@ def test_redacting_takes_the_words_off_the_disk(server, entries):
         ("POST", "/canary", {"snapshot": 1, "share": 2}, 400, "share"),
         ("GET", "?limit=0", None, 400, "limit"),
         ("GET", "?before=x", None, 400, "before"),
+        ("GET", "?in_use=false&query=lamp", None, 400, "in_use"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_in_openais_shape(server, entries, method, path, sent, status, word):

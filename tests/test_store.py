@@ -200,6 +200,119 @@ def test_damage_in_the_middle_is_an_error_that_names_the_file(tmp_path):
         Store(tmp_path).refresh()
 
 
+def test_damage_is_told_every_time_and_nothing_is_written_over_it(tmp_path):
+    store = Store(tmp_path)
+    for name in "abc":
+        store.add([Entry(content=name, id=name)])
+    path = tmp_path / "log" / "000001.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"content":"b"', b'"content":"x"'))
+    late = Store(tmp_path)
+    for call in (late.refresh, late.refresh, lambda: late.add([Entry(content="d", id="d")])):
+        with pytest.raises(Failure, match="damaged at byte"):
+            call()
+    path.write_bytes(whole)
+    assert contents(late) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_what_cannot_be_read_is_told_every_time(tmp_path):
+    store = Store(tmp_path)
+    store.add([Entry(content="one", id="a")])
+    path = tmp_path / "log" / "000001.jsonl"
+    path.rename(tmp_path / "kept")
+    path.mkdir()
+    late = Store(tmp_path)
+    for call in (late.refresh, lambda: late.add([Entry(content="two", id="b")])):
+        with pytest.raises(Failure, match="reading the knowledge log failed: Is a directory"):
+            call()
+    path.rmdir()
+    (tmp_path / "kept").rename(path)
+    assert contents(late) == {"a": "one"}
+
+
+def test_a_lost_manifest_is_an_error_and_the_segments_stay(tmp_path):
+    Store(tmp_path).add([Entry(content="one", id="a")])
+    path, manifest = tmp_path / "log" / "000001.jsonl", tmp_path / "manifest.json"
+    segment, kept = path.read_bytes(), manifest.read_bytes()
+    manifest.unlink()
+    for _ in range(2):
+        with pytest.raises(Failure, match="manifest.json is missing"):
+            Store(tmp_path).add([Entry(content="two", id="b")])
+    assert path.read_bytes() == segment and not manifest.exists()
+    manifest.write_bytes(kept)
+    assert contents(Store(tmp_path)) == {"a": "one"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"format": 1}', '{"format": 1, "generation": 0, "forgotten": 0, "segments": [{}]}']
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, text):
+    Store(tmp_path).add([Entry(content="one", id="a")])
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(Failure, match="manifest.json .*bring it back from a backup"):
+        Store(tmp_path).refresh()
+
+
+@pytest.mark.parametrize("size", [0, "one line less"])
+def test_a_sealed_segment_that_is_shorter_is_an_error(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(knowledge_log, "SEGMENT_BYTES", 500)
+    store = Store(tmp_path)
+    for number in range(8):
+        store.add([Entry(content=f"entry {number}", id=f"e{number}")])
+    first = tmp_path / "log" / "000001.jsonl"
+    first.write_bytes(b"".join(first.read_bytes().splitlines(keepends=True)[:-1]) if size else b"")
+    with pytest.raises(Failure, match="000001.jsonl has .* whole bytes of"):
+        Store(tmp_path).refresh()
+
+
+@pytest.mark.parametrize("part", ["content", "title", "id", "tags", "author", "reason"])
+def test_half_a_character_is_refused_in_one_line(tmp_path, part):
+    store, half = Store(tmp_path), "a\ud800"
+    who = {part: half} if part in ("author", "reason") else {}
+    parts = {"content": "x"} | ({} if who else {part: (half,) if part == "tags" else half})
+    with pytest.raises(BadInput, match="half of one|no text"):
+        store.add([Entry(**parts)], **who)
+    store.add([Entry(content="云", id="a")])
+    assert contents(Store(tmp_path)) == {"a": "云"}
+
+
+@pytest.mark.parametrize(
+    "text", ["0001-01-01T00:00+05:00", "9999-12-31T23:59:59-05:00", "2026-02-30", "二〇二六年五月"]
+)
+def test_a_date_that_is_none_is_one_line(tmp_path, text):
+    with pytest.raises(BadInput, match="not a date|years 1 to 9999"):
+        Store(tmp_path).at(text)
+
+
+@pytest.mark.parametrize("moment", ["²", "9" * 50])
+def test_a_number_that_is_no_snapshot_is_one_line(tmp_path, moment):
+    with pytest.raises(BadInput):
+        Store(tmp_path).at(moment)
+
+
+def test_a_version_of_many_digits_is_refused(tmp_path):
+    store = Store(tmp_path)
+    store.add([Entry(content="one", id="a")])
+    with pytest.raises(BadInput, match="MAJOR.MINOR.PATCH"):
+        store.update("a", version="9" * 5000 + ".0.0")
+
+
+def test_a_redaction_on_a_full_disk_says_what_is_left_to_do(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.add([Entry(content="a secret", id="a")])
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(knowledge_log, "write_atomic", full)
+    with pytest.raises(Failure, match="in no answer any more, but clearing .* No space left"):
+        store.redact(["a"])
+    monkeypatch.undo()
+    assert contents(Store(tmp_path)) == {}
+    Store(tmp_path).add([Entry(content="two", id="b")])
+    assert b"secret" not in b"".join(path.read_bytes() for path in (tmp_path / "log").iterdir())
+
+
 def test_segments_are_sealed_and_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(knowledge_log, "SEGMENT_BYTES", 2000)
     store, reader = Store(tmp_path), Store(tmp_path)

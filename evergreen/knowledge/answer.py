@@ -185,7 +185,7 @@ class Knowledge:
             return None
         from evergreen.knowledge.cache import Key
 
-        frame = canonical_json([prompt.VERSION, prepared.language, prepared.is_injected, shape])
+        frame = canonical_json([prompt.VERSION, cite.VERSION, prepared.language, prepared.is_injected, shape])
         return Key.of(prepared.question, epoch=prepared.epoch, sources=prepared.sources, history=history,
                       release=release, prompt=frame, sampling=sampling, n=prepared.n, request=request)  # fmt: skip
 
@@ -213,7 +213,12 @@ class Knowledge:
         """The citation ladder over one answer, with what holds at this moment."""
         with self.store.lock:
             n, when = self.moment(prepared.ask)
-        return cite.check(answer, list(prepared.sources), lambda id, version: self._holds(id, version, n, when))
+        return cite.check(
+            answer,
+            list(prepared.sources),
+            lambda id, version: self._holds(id, version, n, when),
+            question=prepared.question,
+        )
 
     def second(self, prepared: Prepared, judged: cite.Citations, count: Callable[[str], int]) -> Prepared:
         """The same question over fewer sources: those that the failed answer named, or the best one."""

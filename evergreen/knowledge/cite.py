@@ -2,12 +2,13 @@
 
 1. the numbers in brackets are sources of the block; 2. these are neither withdrawn, replaced nor expired; 3. numbers
 with their units, dates, quoted words and names of a sentence stand in the sources it cites; 4. they stand there about
-the same thing, and are not denied; 5. enough of the sentence's words stand there (with an embedder: its meaning).
+the same thing, and are not denied; 5. enough of the sentence's words stand there (with an embedder: its meaning);
+6. a bare value is not that of another thing than the question names (asked.py).
 
 Promises: every sentence that states something is checked against the sources cited for it, one without a citation
 against all that the answer cites. Greetings, and the abstention, are no statements.
 Does not: understand. What is said in other words than the source's (a paraphrase of a name, a computed figure) may be
-rejected; a wrong relation between right words may pass, and so does a value that stands in the source and answers
+rejected; a wrong relation between right words may pass, and so may a value that stands in the source and answers
 another question. bench/knowledge_cite.py measures.
 """
 
@@ -16,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from evergreen.knowledge.asked import unfit
+from evergreen.knowledge.dates import in_the_afternoon
 from evergreen.knowledge.evidence import Claim, Evidence
 from evergreen.knowledge.facts import quantities
+from evergreen.knowledge.labels import mislabelled
 from evergreen.knowledge.names import cued_names, new_names, normal
 from evergreen.knowledge.overlap import share_of
 from evergreen.knowledge.prompt import ABSTENTION, Source
-from evergreen.knowledge.quantities import Quantity
 from evergreen.knowledge.sentences import CITATION, Sentence, split
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 Embedder = Callable[[list[str]], "np.ndarray"]
 
+VERSION = "2"  # rises when the check changes: answers that passed another one are not reused
 MIN_SUPPORT = 0.3  # of a sentence's words in its sources
 MIN_SIMILARITY = 0.6  # cosine, where there is an embedder
 ABSTAINS = re.compile(
@@ -64,9 +68,11 @@ def check(
     sources: Sequence[Source],
     is_current: Callable[[str, str], bool] = lambda id, version: True,
     embedder: Embedder | None = None,
+    question: str = "",
 ) -> Citations:
     """Check an answer against the block's sources. `is_current(id, version)` tells whether that version of the entry
-    may still be used; `embedder` (unit vectors of texts) lets a sentence in other words pass the last step."""
+    may still be used; `embedder` (unit vectors of texts) lets a sentence in other words pass step 5; without the
+    `question` step 6 is not taken."""
     evidence = {source.number: Evidence(source) for source in sources}
     sentences = list(split(answer))
     cited = list(dict.fromkeys(number for sentence in sentences for number in sentence.numbers))
@@ -75,6 +81,8 @@ def check(
     current = {source.number for source in sources if is_current(source.id, source.version)}
     held = [evidence[number] for number in cited if number in evidence]
     problems = [problem for sentence in sentences for problem in _problems(sentence, evidence, current, held, embedder)]
+    if question and not problems and len(sentences) == 1 and (reason := unfit(question, sentences[0].text, held)):
+        problems = [Problem(sentences[0].text, cited[0], reason)]
     return Citations(not problems, False, cited, problems)
 
 
@@ -101,16 +109,20 @@ def _problems(
             continue
         if not used:
             yield Problem(sentence.text, None, "it states something and cites no source")
-        elif reason := _fault(claim, used, where, embedder, is_cited=bool(numbers)):
+        elif reason := _fault(claim, used, held, where, embedder, is_cited=bool(numbers)):
             yield Problem(sentence.text, numbers[0] if numbers else None, reason)
 
 
-def _fault(claim: Claim, used: list[Evidence], where: str, embedder: Embedder | None, is_cited: bool) -> str:
+def _fault(
+    claim: Claim, used: list[Evidence], held: list[Evidence], where: str, embedder: Embedder | None, is_cited: bool
+) -> str:
     """Why a claim does not hold, "" when it does."""
-    if missing := _missing(claim, used):
+    if missing := _missing(claim, used, held):
         return f"{missing} is not in {where}"
     if other := _about_another(claim, used):
-        return f"{where} says {other[0].text} of {other[1]}"
+        return f"{where} says {other[0]} of {other[1]}"
+    if value := mislabelled(claim, used):
+        return f"{where} says {value} of something else"
     if any(one.denies(claim) for one in used):
         return f"{where} says the opposite"
     if is_cited and not _is_supported(claim, used, embedder):
@@ -118,13 +130,13 @@ def _fault(claim: Claim, used: list[Evidence], where: str, embedder: Embedder | 
     return ""
 
 
-def _missing(claim: Claim, used: list[Evidence]) -> str:
+def _missing(claim: Claim, used: list[Evidence], held: list[Evidence]) -> str:
     """The first fact that no source has, as it stands in the answer."""
     for quantity in claim.quantities:
-        if not any(one.has_quantity(quantity) for one in used) and not claim.derives(quantity, used):
+        if not any(one.has_quantity(quantity) for one in used) and not claim.derives(quantity, held):
             return quantity.text
     for asked, text in claim.dates:
-        if not any(one.has_date(asked) for one in used):
+        if not any(one.has_date(each) for one in used for each in (asked, *in_the_afternoon(asked, text))):
             return text
     for name in claim.codes + claim.quoted:
         if not any(one.has_words(name) or one.has_words(name.removesuffix("s")) for one in used):
@@ -171,13 +183,20 @@ def _needed(claim: Claim) -> float:
     return 1.0 if len(claim.terms) <= 2 else MIN_SUPPORT
 
 
-def _about_another(claim: Claim, used: list[Evidence]) -> tuple[Quantity, str] | None:
-    """A number that the sources state of a sibling of what the claim names (S2, not S3): (it, the sibling)."""
-    for quantity in claim.quantities:
-        lines = [line for one in used for line in one.lines if line.has_quantity(quantity)]
-        siblings = [_sibling(line.claim.codes, claim.codes) for line in lines]
-        if lines and all(siblings):
-            return quantity, siblings[0]
+def _about_another(claim: Claim, used: list[Evidence]) -> tuple[str, str] | None:
+    """A value that the sources state of a sibling of what the claim names (S2, not S3): (it, the sibling)."""
+    values = [(quantity.text, "", lambda one, it=quantity: one.has_quantity(it)) for quantity in claim.quantities]
+    values += [(text, "", lambda one, it=asked: one.has_date(it)) for asked, text in claim.dates]
+    shapes = [_shape(code) for code in claim.codes]  # two of one shape are compared with each other: S5 with S3
+    alone = [code for code in claim.codes if shapes.count(_shape(code)) == 1]
+    values += [(code, code, lambda one, it=code: one.has_words(it)) for code in alone]
+    for text, code, stands_in in values:
+        ours = [name for name in claim.named if name != code]
+        ours = [] if all(_is_compared(name, claim.spelled) for name in ours) else ours
+        clauses = [(one, clause) for one in used for clause in one.clauses if ours and stands_in(clause)]
+        siblings = [_sibling(one.named_in(clause, code), ours) for one, clause in clauses]
+        if siblings and all(siblings) and not siblings[0].endswith(f" {text}"):
+            return text, siblings[0]
     return None
 
 
@@ -185,8 +204,17 @@ def _sibling(theirs: list[str], ours: list[str]) -> str:
     """A name of theirs that differs from one of ours in its digits only, when they have none of ours."""
     if set(theirs) & set(ours):
         return ""
-    shapes = {re.sub(r"\d+", "0", name) for name in ours}
-    return next((name for name in theirs if re.sub(r"\d+", "0", name) in shapes), "")
+    shapes = {_shape(name) for name in ours}
+    return next((name for name in theirs if _shape(name) in shapes), "")
+
+
+def _is_compared(name: str, text: str) -> bool:
+    """Whether it is only what something else is measured against: 比P1贵, than the P1."""
+    return bool(re.search(rf"(?:比|与|较|\bthan\b|compared (?:to|with))[^,;。]{{0,8}}{re.escape(name)}", text))
+
+
+def _shape(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 def _only_abstains(sentences: list[Sentence]) -> bool:

@@ -5,11 +5,12 @@ search, and what is redacted is out of it, too, before the command returns."""
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergreen.home import home_dir, write_atomic
+from evergreen.home import disk_failure, home_dir, write_atomic
 from evergreen.knowledge.documents import (
     PARTS,
     WIDTH,
@@ -24,7 +25,7 @@ from evergreen.knowledge.documents import (
     written,
 )
 from evergreen.knowledge.store import OPEN, Store, end_of, utc_now
-from evergreen.records import BadInput, Entry
+from evergreen.records import BadInput, Entry, EvergreenError, Failure
 
 if TYPE_CHECKING:
     from evergreen.knowledge.importing import Report
@@ -33,12 +34,16 @@ MAX_TOLD = 10  # findings of one kind that an import prints; --json has all
 
 AnswerFrom = Callable[[str, str, float | None, str], dict[str, Any]]
 TokenCounter = Callable[[str], Callable[[str], int]]
+Pinned = Callable[[str], str]
 
 
-def run_knowledge(action: str, given: Any, answer_from: AnswerFrom, token_counter: TokenCounter) -> dict[str, Any]:
+def run_knowledge(
+    action: str, given: Any, answer_from: AnswerFrom, token_counter: TokenCounter, pinned: Pinned = lambda home: "live"
+) -> dict[str, Any]:
     """One `knowledge` command; returns its JSON document. `answer_from(home, "live" or a snapshot's number, share,
-    reason)` is the registry's, `token_counter(model)` the model room's."""
-    command = Command(given)
+    reason)` and `pinned(home)`, what the stable release answers from, are the registry's, `token_counter(model)` the
+    model room's."""
+    command = Command(given, pinned)
     if action in ("rollback", "canary", "live"):
         return command.serve(action, answer_from)
     if action == "import":
@@ -49,7 +54,8 @@ def run_knowledge(action: str, given: Any, answer_from: AnswerFrom, token_counte
 class Command:
     """What all commands share: the store, whom to tell, who asks. A method is a command."""
 
-    def __init__(self, given: Any):
+    def __init__(self, given: Any, pinned: Pinned):
+        self.pinned = pinned
         self.given, self.folder = given, home_dir(given.home or None) / "knowledge"
         self.store = Store(self.folder, self.warn)
 
@@ -58,6 +64,31 @@ class Command:
 
     def warn(self, line: str) -> None:
         print(line, file=sys.stderr)
+
+    def wanted_id(self, command: str) -> str:
+        if not self.given.id:
+            raise BadInput(f"knowledge {command} wants an entry: evergreen knowledge list shows those there are")
+        return self.store.full_id(self.given.id)
+
+    def wanted_ids(self, command: str) -> "list[str]":
+        found = list(dict.fromkeys(self.store.full_id(id) for id in self.given.ids if id))
+        if not found:
+            raise BadInput(f"knowledge {command} wants entries by id: evergreen knowledge list shows those there are")
+        return found
+
+    def warn_if_pinned(self, what: str) -> None:
+        """A change that answers do not follow is told of: after a rollback they stand on a snapshot."""
+        number = self.pinned(self.given.home)
+        if number != "live":
+            self.warn(f"evergreen: answers come from snapshot {number}, which {what}: evergreen knowledge live "
+                      "answers from what is newest")  # fmt: skip
+
+    @cached_property
+    def cache(self) -> Any:
+        """Asked for before a change, so that a wrong EVERGREEN_CACHE is told of while nothing is changed yet."""
+        from evergreen.knowledge.cache import open_cache
+
+        return open_cache(self.folder, self.warn)
 
     @property
     def author(self) -> str:
@@ -71,42 +102,59 @@ class Command:
         entry = Entry(**parts | {"tags": tuple(parts.get("tags", ()))})
         [row] = self.store.add([entry], self.author, given.reason)
         self.say(f"{row.entry.id} {row.entry.version} is there")
+        self.warn_if_pinned("does not have it")
         return written(row)
 
     def update(self) -> dict[str, Any]:
-        given, id = self.given, _wanted(self.given.id, "knowledge update wants an entry")
+        given, id = self.given, self.wanted_id("update")
         parts = self._parts()
         if given.content is not None:
             parts["content"] = _content(given.content, "knowledge update --content")
         if not parts:
             raise BadInput("knowledge update wants what changes: --content, --title, --source_url, --tags or a time")
+        _ = self.cache
         row = self.store.update(id, self.author, given.reason, given.bump, **parts)
         self.purge([id])
         self.say(f"{id} is {row.entry.version} now")
+        self.warn_if_pinned("has it as it was")
         return written(row)
 
     def withdraw(self) -> dict[str, Any]:
-        ids = _ids(self.given.ids, "knowledge withdraw")
+        ids = self.wanted_ids("withdraw")
+        _ = self.cache
         n = self.store.withdraw(ids, self.author, self.given.reason)
         self.purge(ids)
         rows = [self.store.history(id)[-1] for id in ids]
-        self.say(
-            f"{list_of(ids)} {verb(ids)} in no answer any more; evergreen knowledge redact would clear the past, too"
-        )
+        is_live = self.pinned(self.given.home) == "live"
+        fate = "in no answer any more" if is_live else "withdrawn"
+        self.say(f"{list_of(ids)} {verb(ids)} {fate}; evergreen knowledge redact would clear the past, too")
+        self.warn_if_pinned("stays as it was")
         return taken_out(rows, n)
 
     def redact(self) -> dict[str, Any]:
-        ids = _ids(self.given.ids, "knowledge redact")
-        n = self.store.redact(ids, self.author, self.given.reason)
+        ids, _ = self.wanted_ids("redact"), self.cache
+        try:
+            n = self.store.redact(ids, self.author, self.given.reason)
+        except Failure:  # perhaps of clearing the log's files, behind the change itself
+            self.purge(ids)
+            raise
         self.purge(ids)
         if (self.folder / "index").exists() or os.environ.get("EVERGREEN_INDEX"):
-            retriever = self.retriever(lambda _: None)
-            retriever.sync()
-            retriever.save()
+            self._clear_index(ids)
         rows = [self.store.history(id)[-1] for id in ids]
         self.say(f"{list_of(ids)} {verb(ids)} gone for good, from the log, every snapshot and every cache; backups and "
                  "the files that were imported are yours to clear")  # fmt: skip
         return taken_out(rows, n)
+
+    def _clear_index(self, ids: Sequence[str]) -> None:
+        try:
+            retriever = self.retriever(lambda _: None)
+            retriever.sync()
+            retriever.save()
+        except EvergreenError as error:
+            done = f"{list_of(ids)} {verb(ids)} out of the log, every snapshot and cache"
+            raise Failure(f"{done}, but not yet out of the search index: {error}; "
+                          "evergreen knowledge reindex clears it") from None  # fmt: skip
 
     def _parts(self) -> dict[str, Any]:
         """What was given of an entry besides its content; "" clears a part."""
@@ -116,9 +164,7 @@ class Command:
 
     def purge(self, ids: Sequence[str]) -> None:
         """Out of every cache, this process's or not, before the command returns."""
-        from evergreen.knowledge.cache import open_cache
-
-        open_cache(self.folder, self.warn).purge(ids)
+        self.cache.purge(ids)
 
     # -- importing
 
@@ -128,11 +174,14 @@ class Command:
         given = self.given
         if not given.files:
             raise BadInput("knowledge import wants files or folders: evergreen knowledge import docs/ prices.csv")
+        _ = self.cache
         importer = Importer(self.store, self._how(token_counter), given.near_duplicates, given.on_bad_row,
                             given.max_file_bytes, self.author, given.reason, self.purge)  # fmt: skip
         with _progress(given.json) as progress:
             report = importer.run([Path(file).expanduser() for file in given.files], given.withdraw_missing, progress)
         self._tell(report)
+        if report.added or report.updated or report.withdrawn:
+            self.warn_if_pinned("stays as it was")
         rate = round((report.added + report.updated) / max(report.seconds, 1e-9), 1)
         return {**vars(report), "snapshot": "live", "n": self.store.log.last, "entries_per_second": rate}
 
@@ -140,13 +189,14 @@ class Command:
         from evergreen.knowledge.chunk import estimated_tokens
         from evergreen.knowledge.importing import How
         from evergreen.knowledge.rows import Columns
-        from evergreen.knowledge.store import moment_of
+        from evergreen.knowledge.store import check, moment_of
 
         given = self.given
         count = (
             len if given.chunk_unit == "characters" else token_counter(given.model) if given.model else estimated_tokens
         )
         when = moment_of(given.update_time, "--update_time") if given.update_time else ""
+        check(Entry("what all entries get", source_url=given.source_url or "", tags=tuple(given.tags)))
         columns = Columns(given.content_column, given.title_column)
         return How(given.chunk_size, count, f"{given.chunk_unit} {given.model}", given.encoding, columns,
                    given.source_url, tuple(given.tags), when)  # fmt: skip
@@ -201,7 +251,7 @@ class Command:
 
     def show(self) -> dict[str, Any]:
         n, when, name = self.moment()
-        row = self.store.get(_wanted(self.given.id, "knowledge show wants an entry"), n)
+        row = self.store.get(self.wanted_id("show"), n)
         document = entry_document(row)
         for part, value in document.items():
             if value and part != "content":
@@ -210,7 +260,11 @@ class Command:
         return {"snapshot": name, **document}
 
     def search(self) -> dict[str, Any]:
-        given, query = self.given, _wanted(self.given.query, "knowledge search wants a question")
+        given, query = self.given, self.given.query
+        if not query.strip():
+            raise BadInput(
+                'knowledge search wants a question: evergreen knowledge search "What does the Acme Cam cost?"'
+            )
         n, when, name = self.moment()
         retriever = self.retriever()
         hits = retriever.search(query, given.top_k, n, when, tuple(given.tags)) if n else []
@@ -231,13 +285,15 @@ class Command:
         }
 
     def history(self) -> dict[str, Any]:
-        rows = self.store.history(_wanted(self.given.id, "knowledge history wants an entry"))
+        rows = self.store.history(self.wanted_id("history"))
         for row in rows:
             text = "(redacted)" if row.is_redacted else short(row.entry)
             who = f"{row.author}  {row.reason}".rstrip()
             self.say(f"{row.begins:>6}  {row.at[:16]}  {row.op:<8} {row.entry.version:<7} {who}\n        {text}")
         if rows[-1].ends != OPEN:
-            self.say(f"{rows[-1].ends:>6}  taken out by {rows[-1].end_author}  {rows[-1].end_reason}")
+            last = self.store.audit(rows[-1].entry.id)[-1]
+            who = f"{last['author']}  {last['reason']}".rstrip()
+            self.say(f"{last['n']:>6}  {last['at'][:16]}  {last['op']:<8} {'':<7} {who}")
         return {"id": rows[0].entry.id, "versions": [version_document(row) for row in rows]}
 
     def diff(self) -> dict[str, Any]:
@@ -258,9 +314,10 @@ class Command:
         }
 
     def audit(self) -> dict[str, Any]:
-        if self.given.id:
-            self.store.history(self.given.id)  # complains of an unknown one
-        changes = self.store.audit(self.given.id)
+        id = self.store.full_id(self.given.id)
+        if id:
+            self.store.history(id)  # complains of an unknown one
+        changes = self.store.audit(id)
         shown = changes[-self.given.limit :] if self.given.limit else changes
         for change in shown:
             about = f"{change['op']:<8} {change['id']:<12} {change['author']}  {change['reason']}"
@@ -273,7 +330,9 @@ class Command:
         n, when, name = self.moment()
         rows = list(self.store.rows) if self.given.all else list(self.store.visible(n, when))
         lines = [json_line(version_document(row) if self.given.all else portable_document(row)) for row in rows]
-        file = _wanted(self.given.file, "knowledge export wants a file, or - for stdout")
+        file = self.given.file
+        if not file:
+            raise BadInput("knowledge export wants a file, or - for stdout: evergreen knowledge export entries.jsonl")
         if file == "-":
             if self.given.json:
                 raise BadInput("--json has the last line of stdout, so the entries want a file")
@@ -282,9 +341,14 @@ class Command:
         path = Path(file).expanduser()
         if path.exists() and not self.given.overwrite:
             raise BadInput(f"{path} is there already: --overwrite replaces it")
+        if path.is_dir():
+            raise BadInput(f"{path} is a folder: name a file in it")
         if not path.parent.is_dir():
             raise BadInput(f"no folder {path.parent} to write into")
-        write_atomic(path, "".join(lines))
+        try:
+            write_atomic(path, "".join(lines))
+        except OSError as error:
+            raise disk_failure(error, f"writing {path}") from None
         self.say(f"{len(rows):,} {'versions' if self.given.all else 'entries'} in {path}")
         return {"file": str(path), "rows": len(rows), "snapshot": name, "n": n}
 
@@ -356,19 +420,6 @@ class Command:
         rows = len(self.store.rows)
         self.say(f"{rows:,} versions of entries are indexed ({seconds:.1f} s)")
         return {"n": n, "rows": rows, "seconds": round(seconds, 3)}
-
-
-def _wanted(value: str, wish: str) -> str:
-    if not value:
-        raise BadInput(f"{wish}: evergreen knowledge list shows those there are")
-    return value
-
-
-def _ids(ids: Iterable[str], command: str) -> "list[str]":
-    found = list(dict.fromkeys(id for id in ids if id))
-    if not found:
-        raise BadInput(f"{command} wants entries by id: evergreen knowledge list shows those there are")
-    return found
 
 
 def _content(given: str, what: str) -> str:

@@ -61,7 +61,7 @@ FORMS = [
         rf"(?:{_HAN_YEAR})?\s?{_HAN_MONTH}\s?(?P<first>{_HAN})\s?日?\s?(?:至|到|-|~)\s?{_HAN_DAY}",
         r"(?<![\d.])(?P<year>\d{4})(?P<mark>[-/.])(?P<month>\d{1,2})(?P=mark)(?P<day>\d{1,2})(?!\d|\.\d)",
         rf"{_HAN_YEAR}\s?{_HAN_MONTH}(?:份|\s?{_HAN_DAY})?",
-        rf"(?:{_HAN_YEAR})?\s?第?(?P<quarter>[一二三四1234])季度",
+        rf"(?:{_HAN_YEAR})?\s?(?<!前)第?(?P<quarter>[一二三四1234])季度",
         rf"{_HAN_YEAR}(?!级|来|间|以上)",
         rf"(?<![\d.]){_HAN_MONTH}\s?{_HAN_DAY}",
         rf"(?<![\d.个]){_HAN_MONTH}(?:份|(?!\w?球|亮))",
@@ -134,6 +134,16 @@ def _time(part: dict[str, str | None]) -> Date | None:
         hour = 0
     second = f":{part['second']}" if part.get("second") else ""
     return Date(time=f"{hour}:{minute:02d}{second}") if hour <= 24 and minute < 60 else None
+
+
+def in_the_afternoon(one: Date, text: str) -> Iterator[Date]:
+    """17:00, which 5点 may mean, where nothing is said of the half of the day."""
+    if (
+        one.time
+        and re.match(r"[\d一二三四五六七八九十]+\s?[点點时時]", text)
+        and (hour := int(one.time.split(":")[0])) < 12
+    ):
+        yield replace(one, time=f"{hour + 12}:{one.time.split(':')[1]}")
 
 
 def dates(text: str) -> list[Date]:

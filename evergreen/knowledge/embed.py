@@ -163,7 +163,7 @@ class EndpointEmbedder:
         try:
             rows = sorted(body["data"], key=lambda row: row["index"])
             vectors = np.array([row["embedding"] for row in rows], np.float32)
-            assert vectors.ndim == 2 and len(vectors) == len(texts)
+            assert vectors.ndim == 2 and len(vectors) == len(texts) and np.isfinite(vectors).all()
         except (AssertionError, KeyError, TypeError, ValueError):
             raise Failure(f"{self.url} did not answer with {len(texts)} embeddings of one length") from None
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

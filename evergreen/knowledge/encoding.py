@@ -16,8 +16,8 @@ def encoding_of(path: Path, wanted: str = "") -> str:
     """The encoding of the whole file, which is read once. Raises BadInput for one that fits none, or not `wanted`."""
     if wanted:
         try:
-            codecs.lookup(wanted)
-        except LookupError:
+            "".encode(wanted)  # refuses base64 and the like, which are codecs of bytes
+        except (LookupError, UnicodeError):
             raise BadInput(f"--encoding {wanted} is no encoding: utf-8, gb18030, big5, latin-1, ...") from None
         found = wanted
     else:

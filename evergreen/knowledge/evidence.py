@@ -48,20 +48,23 @@ class Claim:
     @cached_property
     def language(self) -> str:
         """ "" for a bare value, such as a name: it may stand in a text of any language."""
-        if re.search("[一-鿿]", self.text):
-            return "zh"
+        if num_han := len(
+            re.findall("[一-鿿]", self.text)
+        ):  # a name in brackets makes an English sentence no Chinese one
+            return "zh" if num_han >= len(re.findall(r"(?<!\S)[a-z]{2,}", self.text)) else "en"
         return "en" if len(re.findall(r"(?<!\S)[a-z]{2,}", self.text)) > 1 else ""
 
     @cached_property
     def quantities(self) -> list[Quantity]:
-        return quantities(self.spelled, [span for _, span in self._dated])
+        return quantities(self.spelled, [span for _, span in self.dated])
 
     @cached_property
     def dates(self) -> list[tuple[Date, str]]:
-        return [(one, self.spelled[start:end].strip()) for one, (start, end) in self._dated]
+        return [(one, self.spelled[start:end].strip()) for one, (start, end) in self.dated]
 
     @cached_property
-    def _dated(self) -> list[tuple[Date, tuple[int, int]]]:
+    def dated(self) -> list[tuple[Date, tuple[int, int]]]:
+        """(date, its place)"""
         return list(dated(self.spelled))
 
     @cached_property
@@ -73,6 +76,11 @@ class Claim:
         """Names with the number behind them: (python, 3.12), (windows, 7), (长风, 二)."""
         found = [(name.lower(), number) for name, number in VERSIONED.findall(self.text)]
         return [pair for pair in found if pair[0][:3] not in MONTH_OF] + NUMBERED.findall(self.spelled)
+
+    @property
+    def named(self) -> list[str]:
+        """Its codes, and its names with the number behind them: x2, kestrel 4."""
+        return self.codes + [f"{name} {number}" for name, number in self.versions if name + number not in self.codes]
 
     @cached_property
     def quoted(self) -> list[str]:
@@ -90,10 +98,13 @@ class Claim:
     def terms(self) -> frozenset[str]:
         """Its words without those that make up its numbers and dates."""
         numbers = [(quantity.start, quantity.end) for quantity in self.quantities]
-        return terms_of(without(self.spelled, [*numbers, *(span for _, span in self._dated)]).replace("\0", " "))
+        return terms_of(without(self.spelled, [*numbers, *(span for _, span in self.dated)]).replace("\0", " "))
 
     def derives(self, quantity: Quantity, used: "list[Evidence]") -> bool:
-        """Whether it is the sum or difference of two others of the sentence that the sources have."""
+        """Whether it is the sum or difference of two others of the sentence that the sources have; a month's or day's
+        number is none."""
+        if quantity.noun in ("月", "日", "号"):
+            return False
         others = [q.value for q in quantities(self.sentence)
                   if q.unit == quantity.unit and any(one.has_quantity(q) for one in used)]  # fmt: skip
         return any(quantity.value in (a - b, a + b) for a, b in permutations(others, 2))
@@ -112,6 +123,16 @@ class Evidence:
     @cached_property
     def lines(self) -> "list[Evidence]":
         return [Evidence(self.source, sentence.text) for sentence in split(self.content)]
+
+    def named_in(self, clause: "Evidence", besides: str) -> list[str]:
+        """What a clause names; what its line, or else the title, does, where the clause names nothing or only compares
+        with it (比 X1 贵, than the X1)."""
+        own = [name for name in clause.claim.named if name != besides]
+        if own and not re.search(r"比|\bthan\b", clause.text):
+            return own
+        title = Claim(self.source.title).named
+        lines = [name for line in self.lines if clause.content in line.content for name in line.claim.named]
+        return own + (title or lines)
 
     @property
     def language(self) -> str:
@@ -139,6 +160,11 @@ class Evidence:
         if wanted.time or wanted.weekday:
             return (
                 wanted in own
+                or wanted.time.count(":") == 2
+                and any(
+                    q.unit == "min" and abs(q.value - _minutes(wanted.time)) < Decimal("0.001")
+                    for q in self.claim.quantities
+                )
                 or wanted.weekday in self._weekdays
                 or any(wanted.time and one.time.startswith(f"{wanted.time}:") for one in own)
             )
@@ -248,7 +274,7 @@ def _agree(wanted: Quantity, own: Quantity) -> bool:
     if wanted.unit != own.unit and "" not in units and units != {"lb", "GBP"}:
         return False
     if "" in units and wanted.unit != own.unit:  # a table's cell, "down from 58": the unit stands elsewhere
-        return wanted.said == own.said or wanted.value == own.value
+        return wanted.said == own.said
     if wanted.value == own.value:
         return BARE_DECIMAL.fullmatch(wanted.text) is None or bool(own.unit) or wanted.text == own.text  # 7.0 is not 7
     off = abs(wanted.value - own.value)
@@ -271,6 +297,12 @@ def _says(wanted: Date, own: Date, others: list[Date]) -> bool:
         return False
     lacking = [name for name in asked if not getattr(own, name)]
     return not lacking or any(all(getattr(other, name) == asked[name] for name in lacking) for other in others)
+
+
+def _minutes(time: str) -> Decimal:
+    """2:09:31 as a duration."""
+    hours, minutes, seconds = map(Decimal, time.split(":"))
+    return hours * 60 + minutes + seconds / 60
 
 
 def _weekday_of(one: Date) -> int:

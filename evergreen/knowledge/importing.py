@@ -25,6 +25,7 @@ from evergreen.records import BadInput, Entry
 
 __all__ = ["How", "Importer", "Report"]
 
+HINT = "(--on_bad_row skip leaves it out; what was read before it stays)"
 BATCH = 1000  # changes a write: one fsync
 
 
@@ -120,6 +121,10 @@ class Importer:
         if file.size > self.max_file_bytes:
             size, limit = (f"{number / 2**20:,.0f} MiB" for number in (file.size, self.max_file_bytes))
             raise BadInput(f"{file.path} has {size}, the limit is {limit}: split it, or raise --max_file_bytes")
+        try:
+            file.key.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{printable(file.path)}: the name is not UTF-8, rename the file or its folder") from None
         self.report.files += 1
         before, how = self.sources.get(file.key), self.reader.how.digest()
         with open(file.path, "rb") as opened:
@@ -173,7 +178,8 @@ class Importer:
                 if (suffix := path.suffix.lower()) in KINDS:
                     yield File(path, path.relative_to(place).as_posix(), path.stat().st_size)
                 else:
-                    self.report.other_files[suffix or name] = self.report.other_files.get(suffix or name, 0) + 1
+                    kind = printable(suffix or name)
+                    self.report.other_files[kind] = self.report.other_files.get(kind, 0) + 1
 
     @contextmanager
     def _complaints(self) -> Iterator[None]:
@@ -190,7 +196,7 @@ class Importer:
     def _bad(self, error: BadInput) -> None:
         """A row or file that cannot be used."""
         if self.on_bad_row == "error":
-            raise BadInput(f"{error} (--on_bad_row skip leaves it out; what was read before it stays)")
+            raise error if HINT in str(error) else BadInput(f"{error} {HINT}")
         self.report.left_out.append(str(error))
 
     def _missing(self, places: Sequence[Path], files: list[File]) -> list[Source]:
@@ -257,6 +263,11 @@ class Importer:
             )
         for id, other, share in self.near.add([entry.id for entry in entries], [words_of(entry) for entry in entries]):
             self.report.near_duplicates.append({"id": id, "other": other, "similarity": round(share, 3)})
+
+
+def printable(name: str | Path) -> str:
+    """A file's name with what is not UTF-8 in it as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _is_gone(path: Path) -> bool:

@@ -340,7 +340,10 @@ def milliseconds(moment: str, default: int) -> int:
 def remove_files(folder: Path) -> None:
     """Delete what can be made again from the log."""
     for path in [*folder.glob("words.npz"), *folder.glob("vectors-*.bin")]:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_failure(error, "removing the knowledge index") from None
 
 
 def open_vectors(name: str, folder: Path, embedder: Any, anew: bool = False) -> Vectors | None:

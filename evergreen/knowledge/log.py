@@ -14,6 +14,7 @@ Does not: know what a change means, or work on a network file system without loc
 import fcntl
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import orjson
 
-from evergreen.home import disk_failure, read_json, write_atomic, write_json
+from evergreen.home import disk_failure, fsync_folder, read_object, write_atomic, write_json
 from evergreen.records import BadInput, Failure
 
 Change = dict  # {"n": number from 1, "at": UTC time, "op": ..., and what the operation needs}
@@ -30,6 +31,16 @@ Change = dict  # {"n": number from 1, "at": UTC time, "op": ..., and what the op
 SEGMENT_BYTES = 16 << 20  # from here on a new segment is begun
 HEAD = len(b'{"crc":"00000000",')  # the checksum is of what follows it
 FORMAT = 1
+POSITION = (
+    "last",
+    "last_at",
+    "forgotten",
+    "_generation",
+    "_segment",
+    "_offset",
+    "_segments",
+)  # how far `read` has come
+SEGMENT = re.compile(r"\d{6}(-\d+)?\.jsonl")  # 000002.jsonl, and 000002-1.jsonl after the first rewrite
 
 
 def encode(change: Change, is_end: bool) -> bytes:
@@ -62,8 +73,16 @@ class Log:
 
     def read(self) -> tuple[bool, list[Change]]:
         """(whether all that was read before is void, the changes since then). Raises Failure for a damaged log."""
-        if not self._has_news():
-            return False, []
+        before = {name: getattr(self, name) for name in POSITION}
+        try:
+            return self._read() if self._has_news() else (False, [])
+        except BaseException as error:  # read it again next time: a writer who knew half would cut off the rest as torn
+            vars(self).update(before, _seen=())
+            if isinstance(error, OSError):
+                raise disk_failure(error, "reading the knowledge log") from None
+            raise
+
+    def _read(self) -> tuple[bool, list[Change]]:
         is_new = self._open_manifest()
         found: list[Change] = []
         while self._segment < len(self._segments):
@@ -83,12 +102,10 @@ class Log:
 
     def _open_manifest(self) -> bool:
         """Whether the log was rewritten since it was last read, which begins at its start then."""
-        if not self.manifest.is_file():
+        if not self.manifest.exists():
+            self._check_is_new()
             return False
-        manifest = read_json(self.manifest)
-        if manifest.get("format") != FORMAT:
-            raise Failure(f"{self.manifest} has the format {manifest.get('format')}, this program reads {FORMAT}: "
-                          "it was written by a newer one")  # fmt: skip
+        manifest = self._read_manifest()
         self._segments, self.forgotten = manifest["segments"], manifest["forgotten"]
         if manifest["generation"] == self._generation:
             return False
@@ -96,11 +113,35 @@ class Log:
         self._generation, self._segment, self._offset, self.last = manifest["generation"], 0, 0, 0
         return is_new
 
+    def _check_is_new(self) -> None:
+        """A log is begun by its manifest, so segments without one have lost it; a new one would write over them."""
+        left = sorted(path.name for path in (self.folder / "log").glob("*.jsonl") if path.stat().st_size)
+        if left and not self.manifest.exists():  # another process may begin the log meanwhile
+            raise Failure(f"{self.manifest} is missing, and {self.folder / 'log'} holds {', '.join(left[:3])}: "
+                          "bring it back from a backup")  # fmt: skip
+
+    def _read_manifest(self) -> dict:
+        """Raises Failure for one that is damaged, or of a format that is not known here."""
+        cure = "bring it back from a backup"
+        try:
+            found = read_object(self.manifest, {"format": int}, cure)
+            if found["format"] != FORMAT:
+                raise Failure(f"{self.manifest} has the format {found['format']}, this program reads {FORMAT}: "
+                              "it was written by a newer one")  # fmt: skip
+            found = read_object(self.manifest, {"generation": int, "forgotten": int, "segments": list}, cure)
+        except BadInput as error:
+            raise Failure(str(error)) from None
+        except OSError as error:
+            raise disk_failure(error, "reading the knowledge log") from None
+        if not all(isinstance(one, dict) and SEGMENT.fullmatch(str(one.get("name"))) for one in found["segments"]):
+            raise Failure(f"{self.manifest} is damaged, a segment has no name: {cure}")
+        return found
+
     def _read_segment(self) -> list[Change]:
         """What the segment holds behind the offset, up to the end of its last whole append."""
-        path = self._path(self._segment)
-        if not path.is_file():
-            if "bytes" in self._segments[self._segment]:
+        path, sealed_bytes = self._path(self._segment), self._segments[self._segment].get("bytes")
+        if not path.exists():
+            if sealed_bytes is not None:
                 raise Failure(f"{path} is missing: bring it back from a backup")
             return []
         with open(path, "rb") as file:
@@ -117,6 +158,8 @@ class Log:
             if change.pop("end"):
                 found += pending
                 pending, self._offset = [], offset
+        if sealed_bytes is not None and self._offset != sealed_bytes:
+            raise Failure(f"{path} has {self._offset:,} whole bytes of {sealed_bytes:,}: bring it back from a backup")
         return found
 
     def _check_is_tail(self, path: Path, offset: int, rest: bytes) -> None:
@@ -146,11 +189,14 @@ class Log:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         at = max(at, self.last_at)  # clocks are set back at times; the past is looked up by time
         numbered = [{"n": self.last + place, "at": at, **change} for place, change in enumerate(changes, 1)]
-        self._make_room()
-        path = self._active()
-        self._cut_tail(path)
-        data = b"".join(encode(change, change is numbered[-1]) for change in numbered)
         try:
+            data = b"".join(encode(change, change is numbered[-1]) for change in numbered)
+        except TypeError as error:  # half of a surrogate pair, in an author or a reason
+            raise BadInput(f"what is to be written is no text: {error}") from None
+        try:
+            self._make_room()
+            path = self._active()
+            self._cut_tail(path)
             _append_durably(path, data, self._offset)
         except OSError as error:
             raise disk_failure(error, "writing the knowledge log") from None
@@ -250,6 +296,7 @@ class Log:
         write_json(self.manifest, {
             "format": FORMAT, "generation": generation, "forgotten": self.forgotten, "segments": segments
         })  # fmt: skip
+        fsync_folder(self.folder)  # what the new one names must be found after a power failure
 
     @staticmethod
     def _seal(path: Path) -> dict:
@@ -296,11 +343,7 @@ def _append_durably(path: Path, data: bytes, size: int) -> None:
             os.truncate(path, size)
             raise
     if is_new:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync_folder(path.parent)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -53,7 +53,7 @@ class MilvusCollection:
     def _check(self) -> None:
         fields = self.client.describe_collection(self.name)["fields"]
         found = next((field for field in fields if field["name"].startswith("vector_")), None)
-        if found is None or found["name"] != self.field:
+        if found is None or found["name"] != self.field or int(found["params"].get("dim", self.dim)) != self.dim:
             dim = f" of {found['params'].get('dim')} dimensions" if found else ""
             raise BadInput(f"the Milvus collection {self.name} holds vectors{dim} of another embedder than this, which "
                            f"makes {self.dim}: evergreen knowledge reindex, or another URI#collection")  # fmt: skip

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from evergreen.knowledge.quantities import SPELLINGS
+from evergreen.knowledge.quantities import SMALL, SPELLINGS
 
 QUOTED = re.compile("|".join(f"{a}([^{a}{b}\\n]{{1,60}}){b}" for a, b in ("《》", "「」", "『』", "“”", "〈〉", '""')))
 CODE = re.compile(r"(?<![a-z0-9.])(?=[a-z0-9._/-]*\d)[a-z][a-z0-9]*(?:[-._/][a-z0-9]+)*")  # x2, f-35, gpt-4o
@@ -70,8 +70,12 @@ def latin_names(text: str) -> list[str]:
     for match in LATIN.finditer(text):
         word = re.sub("['’]s$", "", match[0]).rstrip("'’.-")
         before = re.split(r"[.!?:;。！？：；\n]", text[max(0, match.start() - 40) : match.start()])[-1]
+        if normal(word) in SPELLINGS and re.search(r"\d\s?$", text[: match.start()]):
+            continue  # 512 MW
         is_first = not re.search(r"[^\W_]", before)
-        is_ordinary = normal(word) in word_list("never") or is_first and _is_plain(normal(word))
+        is_ordinary = (
+            normal(word) in word_list("never") or normal(word) in SMALL or is_first and _is_plain(normal(word))
+        )
         if word and not is_ordinary:
             found.append(word)
     return found
@@ -179,6 +183,11 @@ def _is_rare_place(word: str, tag: str) -> bool:
 def han_words(text: str) -> list[str]:
     """The words of the Chinese parts of a text."""
     return [word for run in HAN.findall(text) for word in _tagger().cut(run)]
+
+
+def is_noun(word: str) -> bool:
+    """Whether a Chinese word is a noun; of others it is not known."""
+    return not HAN.fullmatch(word) or all(tag[0] == "n" for _, tag in _tagger().tag(word))
 
 
 @cache

@@ -112,10 +112,7 @@ class Purges:
 
     def _take(self, line: bytes, before: int) -> list[str]:
         """One line's effect; its entries when they were purged after the epoch `before`."""
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            row = {"cache": self.id, "floor": self.epoch + 1}  # a line nobody can read may have purged anything
+        row = _row(line) or {"cache": self.id, "floor": self.epoch + 1}  # an odd line may have purged anything
         if "cache" in row:
             self.id, self.epoch, self.floor, self.purged = row["cache"], row["floor"], row["floor"], {}
             return []
@@ -140,6 +137,20 @@ class Purges:
         finally:
             os.close(folder)
         self.follow()
+
+
+def _row(line: bytes) -> dict | None:
+    """None for a line that is neither a head nor a purge."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    if isinstance(row.get("cache"), str) and isinstance(row.get("floor"), int):
+        return row
+    is_purge = isinstance(row.get("epoch"), int) and isinstance(row.get("ids"), list)
+    return row if is_purge and "cache" not in row and all(isinstance(id, str) for id in row["ids"]) else None
 
 
 def append(path: Path, line: bytes) -> None:

@@ -177,7 +177,7 @@ NUMBER = re.compile(
       |\b(?P<english>(?:{_ENGLISH})(?:(?:[\s-]|\sand\s)+(?:{_ENGLISH})){{0,12}})\b)
     (?:\s?(?P<scale>{SCALE}))?
     (?P<more>多|余)?
-    (?:\s?-?(?P<unit>{UNIT}))?""",
+    (?:\s?-?(?![$€£]\s?\d)(?P<unit>{UNIT}))?""",
     re.VERBOSE,
 )
 
@@ -221,7 +221,7 @@ def quantities_in(text: str) -> list[Quantity]:
 def _compound(first: Quantity, second: Quantity, text: str) -> Quantity | None:
     """2小时22分钟, 1 hour and 20 minutes, 3公斤500克 as one quantity; None for two."""
     between = text[first.end : second.start].strip()
-    if first.unit not in ("min", "month", "m", "g") or between not in ("", "and", "零", "又"):
+    if first.unit not in ("min", "month", "m", "g") or between not in ("", "and", "零", "又", "分"):
         return None
     is_same = second.unit == first.unit or first.unit == "min" and not second.unit and second.noun[:1] == "分"
     if not is_same or second.value >= first.value:
@@ -253,7 +253,12 @@ def _quantity(match: re.Match, text: str) -> Quantity | None:
         return None
     is_rough = bool(part["more"] or ROUGHLY.search(before) or ROUGHLY_AFTER.match(text, match.end()))
     step = _last_digit(digits) * value / digits if digits else Decimal(0)
-    return Quantity(value, unit, match[0].strip(), noun, match.start(), match.end(), is_word, is_rough, said, step)
+    end = match.end()
+    if spelling and unit in ("month", "min", "day") and re.match("半(?![年月天日小])", text[end:]):  # 一年半
+        value, is_word, end = value + SPELLINGS[spelling][1] / 2, False, end + 1
+    return Quantity(
+        value, unit, text[match.start() : end].strip(), noun, match.start(), end, is_word, is_rough, said, step
+    )
 
 
 def _last_digit(value: Decimal) -> Decimal:

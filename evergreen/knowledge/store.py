@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from evergreen.home import disk_failure
 from evergreen.knowledge.log import Change, Log
 from evergreen.records import BadInput, Entry
 
 OPEN = 1 << 62  # `ends` of a version that nothing has ended
+MIN_BEGINNING = 6  # characters of an id that may stand for it
 BUMPS = ("major", "minor", "patch")
-VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
+VERSION = re.compile(r"(0|[1-9]\d{0,17})\.(0|[1-9]\d{0,17})\.(0|[1-9]\d{0,17})", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class Store:
             if not self.snapshots:
                 raise BadInput("no snapshot has been published: evergreen knowledge publish makes one")
             return self.snapshots[-1].n
-        if str(moment).isdigit() and len(str(moment)) < 8:
+        if str(moment).isdecimal() and len(str(moment)) < 8:
             return self.snapshot(int(moment)).n
         return bisect_right(self._times, end_of(str(moment)))
 
@@ -114,7 +116,21 @@ class Store:
             row = self.rows[place]
             if row.begins <= n < row.ends and not row.is_redacted:
                 return row
-        raise BadInput(f"the entry {id} is not visible there: evergreen knowledge history --id {id} tells why")
+        if n >= self.log.last:
+            last = self.audit(id)[-1]
+            fate = {"withdraw": "withdrawn", "redact": "redacted"}.get(last["op"], "taken out")
+            raise BadInput(
+                f"the entry {id} was {fate} on {last['at'][:10]}: evergreen knowledge history {id} tells more"
+            )
+        raise BadInput(f"the entry {id} is not visible there: evergreen knowledge history {id} tells why")
+
+    def full_id(self, beginning: str) -> str:
+        """The id that is named, or the only one that begins so, from six characters on (else what was given)."""
+        self.refresh()
+        if beginning in self._of or len(beginning) < MIN_BEGINNING:
+            return beginning
+        found = [id for id in self._of if id.startswith(beginning)]
+        return found[0] if len(found) == 1 else beginning
 
     def history(self, id: str) -> list[Row]:
         """All versions of an entry, oldest first. Raises BadInput when there is no such entry."""
@@ -245,7 +261,11 @@ class Store:
         wanted = [n for n in self._redactions if n > self.log.forgotten]
         if wanted:
             gone = {self._changes[n - 1][1] for n in wanted}
-            self.log.rewrite(lambda change: _forgotten(change) if change.get("id") in gone else change, wanted[-1])
+            try:
+                self.log.rewrite(lambda change: _forgotten(change) if change.get("id") in gone else change, wanted[-1])
+            except OSError as error:
+                raise disk_failure(error, "what is redacted is in no answer any more, but clearing the log's files of "
+                                   "it, which the next change will try again,") from None  # fmt: skip
 
     # -- a change's effect
 
@@ -291,6 +311,7 @@ def check(entry: Entry) -> Entry:
     """The entry with its times in one spelling. Raises BadInput for what an entry cannot be."""
     if not entry.content.strip():
         raise BadInput("an entry needs a content")
+    _check_text(entry)
     checked_version(entry.version)
     times = {
         name: moment_of(value, name) if (value := getattr(entry, name)) else ""
@@ -301,6 +322,16 @@ def check(entry: Entry) -> Entry:
     if bad := [tag for tag in entry.tags if not tag.strip() or "|" in tag]:
         raise BadInput(f"the tag {bad[0]!r}: a tag is a word without |")
     return replace(entry, **times)
+
+
+def _check_text(entry: Entry) -> None:
+    """Raises BadInput for what UTF-8 cannot say: half of a surrogate pair, from "\\ud800" in JSON or a stray byte."""
+    for name, value in stored(entry).items():
+        try:
+            "".join(value).encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(f"{name}: character {error.start + 1:,} is {error.object[error.start]!a}, half of one: "
+                           "write it anew") from None  # fmt: skip
 
 
 def checked_version(version: str, above: str = "") -> str:
@@ -334,7 +365,10 @@ def moment_of(text: str, name: str = "a time") -> str:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
         raise BadInput(f"{name} {text!r} is not a date such as 2026-11-21 or 2026-11-21T08:30:00Z") from None
-    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    try:
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except OverflowError:
+        raise BadInput(f"{name} {text!r} is not within the years 1 to 9999 in UTC") from None
     return found.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -134,13 +134,16 @@ def _entries(app: FastAPI, door: Door, knowledge: Knowledge) -> None:
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
         before: Annotated[int, Query(ge=1, lt=2**62)] = OPEN,
         query: Annotated[str, Query(max_length=MAX_IN_URL)] = "",
+        in_use: bool = True,
     ) -> Response:
         door.key_of(request, "admin")
+        if query and not in_use:
+            raise ApiError(400, "a query finds entries in use only: leave out query or in_use", param="in_use")
         if query:
             found = await asyncio.to_thread(knowledge.search, query, Ask("on"), limit)
             rows, more = [hit.row for hit in found.hits], False
         else:
-            rows = await asyncio.to_thread(knowledge.reading, lambda store: newest(store, limit + 1, before))
+            rows = await asyncio.to_thread(knowledge.reading, lambda store: newest(store, limit + 1, before, in_use))
             rows, more = rows[:limit], len(rows) > limit
         return Json({"object": "list", "data": [entry_of(row) for row in rows], "has_more": more,
                      "next": rows[-1].begins if more else None})  # fmt: skip
@@ -282,11 +285,19 @@ def known(store: Store, id: str) -> list[Row]:
         raise ApiError(404, str(error), param="id", code="not_found") from None
 
 
-def newest(store: Store, limit: int, before: int) -> list[Row]:
-    """Entries that hold now, those changed last first, begun before change `before`."""
+def newest(store: Store, limit: int, before: int, in_use: bool = True) -> list[Row]:
+    """Entries that hold now, those changed last first, begun before change `before`; or, not `in_use`, the others' last
+    versions: withdrawn, redacted, expired, not yet valid."""
     n, when = store.refresh(), utc_now()
-    rows = (row for row in reversed(store.rows) if row.begins < before and is_visible(row, n, when))
-    return list(islice(rows, limit))
+    rows = reversed(store.rows) if in_use else _last_versions(store)
+    return list(islice((row for row in rows if row.begins < before and is_visible(row, n, when) == in_use), limit))
+
+
+def _last_versions(store: Store) -> Iterable[Row]:
+    last: dict[str, Row] = {}
+    for row in reversed(store.rows):
+        last.setdefault(row.entry.id, row)
+    return last.values()
 
 
 def published(store: Store) -> dict[str, Any]:

@@ -31,6 +31,21 @@ export function iconButton(name, label, onclick, properties = {}) {
   return make("button", { type: "button", class: "quiet", title: label, "aria-label": label, onclick, ...properties }, icon(name));
 }
 
+/** Does `act` when the form is sent, and lets it be sent again only when that is done. */
+export function onSubmit(form, act) {
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const sends = $("[type=submit]", form);
+    if (sends.getAttribute("aria-disabled") === "true") return;
+    sends.setAttribute("aria-disabled", "true"); // `disabled` would lose the focus
+    try {
+      await act();
+    } finally {
+      sends.removeAttribute("aria-disabled");
+    }
+  });
+}
+
 /** Puts text on the clipboard; `navigator.clipboard` is missing on plain http, so there is the old way too. */
 export async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);

@@ -2,8 +2,8 @@
 // snapshots are published and rolled back to. Every list is read anew after a change, since others change it too.
 
 import * as api from "./api.js";
-import { $, make } from "./dom.js";
-import { safeAddress } from "./markdown.js";
+import { $, make, onSubmit } from "./dom.js";
+import { originOf, safeAddress } from "./markdown.js";
 import { say, sayDate, sayFailure } from "./words.js";
 
 const TYPING_MS = 250;
@@ -32,7 +32,12 @@ export function start() {
   panel.addEventListener("click", (event) => event.target === panel && panel.close());
   $("#add-entry").addEventListener("click", add);
   $("#more-entries").addEventListener("click", () => attempt(() => load(next)));
+  $("#not-in-use").addEventListener("change", () => {
+    $("#entry-query").value = ""; // which looks among those in use
+    attempt(() => load());
+  });
   $("#entry-query").addEventListener("input", () => {
+    $("#not-in-use").checked = false;
     clearTimeout(typing);
     typing = setTimeout(() => attempt(() => load()), TYPING_MS);
   });
@@ -45,6 +50,7 @@ export function redraw() {
 
 function open() {
   $("#entry-query").value = "";
+  $("#not-in-use").checked = false;
   $("#new-entry").replaceChildren();
   panel.showModal();
   attempt(reload);
@@ -79,15 +85,30 @@ async function reload() {
 /** The first page of the list, or the one behind `before`. */
 async function load(before) {
   const query = $("#entry-query").value.trim();
-  const wanted = new URLSearchParams({ ...(query && { query }), ...(before && { before }) });
+  const isUnused = $("#not-in-use").checked;
+  const wanted = new URLSearchParams({ ...(query && { query }), ...(before && { before }), ...(isUnused && { in_use: "false" }) });
   const page = await api.knowledge(`?${wanted}`);
-  if (query !== $("#entry-query").value.trim()) return; // more was typed meanwhile
+  if (query !== $("#entry-query").value.trim() || isUnused !== $("#not-in-use").checked) return; // something else is wanted by now
   shown = before ? [...shown, ...page.data] : page.data;
   next = page.next;
   drawAll();
 }
 
+/** Draws all anew; who was at an entry or at the snapshots stays there. */
 function drawAll() {
+  const { activeElement: focused } = document;
+  const entry = focused.closest(".entry");
+  const place = entry ? [...entries.children].indexOf(entry) : -1;
+  const isServing = Boolean(focused.closest("#serving"));
+  drawLists();
+  if (!entry && !isServing) return;
+  const all = [...entries.children];
+  const near = all.find((one) => one.dataset.id === entry?.dataset.id) ?? all[Math.min(place, all.length - 1)];
+  const target = isServing ? $("#serving button") : near ? $("button", near) : $("#add-entry");
+  target.focus({ preventScroll: true });
+}
+
+function drawLists() {
   $("#serving").replaceChildren(...serving());
   entries.replaceChildren(...shown.map(entryView));
   $("#no-entries").hidden = shown.length > 0;
@@ -123,23 +144,27 @@ function snapshots(stable) {
 
 function entryView(entry) {
   const box = make("div");
+  const isUnused = $("#not-in-use").checked;
   const address = safeAddress(entry.source_url);
-  const host = address && make("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" }, new URL(address).host);
-  return make("li", { class: "entry" },
-    make("h3", {}, entry.title || entry.id),
-    make("p", { class: "facts" }, facts(say("version", entry), sayDate(entry.update_time), entry.tags.join(", ")), host && " · ", host),
-    make("p", { class: "content" }, entry.content),
+  const origin = !address ? entry.source_url : make("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow" }, originOf(address));
+  return make("li", { class: "entry", "data-id": entry.id },
+    make("h3", { dir: "auto" }, entry.title || entry.id),
+    make("p", { class: "facts" }, facts(say("version", entry), sayDate(entry.update_time), entry.tags.join(", ")), origin && " · ", origin),
+    make("p", { class: "content", dir: "auto" }, entry.content),
     make("div", { class: "actions" },
-      button("correctEntry", () => edit(box, entry), "quiet"),
-      button("historyOf", () => history(box, entry), "quiet"),
-      button("withdrawEntry", () => withdraw(box, entry), "quiet danger")),
+      isUnused ? null : button("correctEntry", () => edit(box, entry), "quiet", "edit"),
+      button("historyOf", () => history(box, entry), "quiet", "history"),
+      isUnused ? null : button("withdrawEntry", () => withdraw(box, entry), "quiet danger", "withdraw")),
     box);
 }
 
 function add() {
   const box = $("#new-entry");
-  if (box.firstChild) return box.replaceChildren();
-  showForm(box, entryFields(), "save", async (values) => (await change("", "POST", given(values))) && box.replaceChildren());
+  if (box.firstChild) return shut(box);
+  showForm(box, entryFields(), "save", async (values) => {
+    $("#not-in-use").checked = false; // the new one is to be seen
+    if (await change("", "POST", given(values))) shut(box);
+  });
 }
 
 function edit(box, entry) {
@@ -169,7 +194,7 @@ function versionView(one, isLast) {
   const ended = isLast && one.ended ? facts(say("withdrawn"), one.ended.author, one.ended.reason) : null;
   return make("li", {},
     make("span", { class: "facts" }, facts(say("version", one), did, sayDate(one.at), one.author, one.reason)),
-    make("p", {}, one.redacted ? say("redacted") : one.content),
+    make("p", { dir: "auto" }, one.redacted ? say("redacted") : one.content),
     ended && make("span", { class: "facts" }, ended));
 }
 
@@ -181,36 +206,40 @@ function toggled(box, what) {
   return was === what;
 }
 
+/** Closes the form in the box; the focus goes back to the button that opened it. */
+function shut(box) {
+  const shows = box.dataset.shows;
+  toggled(box, shows);
+  (shows ? $(`.actions [data-opens="${shows}"]`, box.parentElement) : $("#add-entry")).focus();
+}
+
 // -- forms
 
 function entryFields(entry = {}) {
   return [
     field("title", "entryTitle", entry.title),
     field("content", "entryContent", entry.content, { rows: 4, required: true }),
-    field("source_url", "entrySource", entry.source_url, { type: "url" }),
+    field("source_url", "entrySource", entry.source_url, { type: !entry.source_url || safeAddress(entry.source_url) ? "url" : "text" }),
     field("tags", "entryTags", entry.tags),
     field("reason", "entryReason"),
   ];
 }
 
 function field(name, word, value = "", more = {}) {
-  const input = make(more.rows ? "textarea" : "input", { name, value, autocomplete: "off", ...more });
+  const input = make(more.rows ? "textarea" : "input", { name, value, autocomplete: "off", dir: "auto", ...more });
   return make("label", {}, make("span", {}, say(word)), input);
 }
 
 function showForm(box, fields, word, submit) {
   const form = make("form", { class: "entry-form" }, fields,
     make("div", { class: "row" },
-      button("cancel", () => toggled(box, box.dataset.shows)),
+      button("cancel", () => shut(box)),
       make("button", { type: "submit", class: "primary" }, say(word))));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    submit(Object.fromEntries(new FormData(form)));
-  });
+  onSubmit(form, () => submit(Object.fromEntries(new FormData(form))));
   form.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.isComposing) return;
     event.preventDefault(); // the panel stays
-    toggled(box, box.dataset.shows);
+    shut(box);
   });
   box.replaceChildren(form);
   form.elements[0].focus();
@@ -226,4 +255,4 @@ function given({ tags, ...values }) {
 const tagsOf = (text) => text.split(/[,，]/).map((tag) => tag.trim()).filter(Boolean);
 const pathOf = (entry) => `/${encodeURIComponent(entry.id)}`;
 const facts = (...parts) => parts.filter(Boolean).join(" · ");
-const button = (word, onclick, style = "plain") => make("button", { type: "button", class: style, onclick }, say(word));
+const button = (word, onclick, style = "plain", opens = "") => make("button", { type: "button", class: style, onclick, "data-opens": opens }, say(word));

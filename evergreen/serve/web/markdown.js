@@ -13,6 +13,8 @@ import { say } from "./words.js";
 const CJK = "\\u2e80-\\u9fff\\uac00-\\ud7af\\uf900-\\ufaff\\uff00-\\uffef\\u{20000}-\\u{3ffff}";
 const STRONG = new RegExp(`^\\*\\*(?=[^\\s*])([^*\`\\n]*[^\\s*\`])\\*\\*(?=[${CJK}])`, "u");
 const ADDRESS = new RegExp(`^(?:https?://|www\\.)[^\\s<${CJK}]+(?=[${CJK}])`, "iu");
+// what the server's check of citations reads, too: [1], [1, 2], [1-3], 【1】, full-width digits
+const CITATION = /[[【［〔]\s*([\d０-９]{1,3}(?:\s*[,，、;；–-]\s*[\d０-９]{1,3})*)\s*[\]】］〕]/;
 const ALLOWED = {
   ALLOWED_TAGS: "p br hr h1 h2 h3 h4 h5 h6 strong em del ul ol li blockquote pre code table thead tbody tr th td a".split(" "),
   ALLOWED_ATTR: ["href", "title", "class", "align", "start"],
@@ -66,7 +68,7 @@ export function draw(element, text, sources = []) {
     drawBlocks(element, marked.lexer(text), sources);
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
-    element.replaceChildren(make("div", { class: "block verbatim" }, text));
+    element.replaceChildren(make("div", { class: "block verbatim", dir: "auto" }, text));
   }
 }
 
@@ -76,7 +78,7 @@ function drawBlocks(element, tokens, sources) {
   blocks.forEach((block, index) => {
     const id = `${sources.length} ${block.raw}`;
     if (drawn[index]?.markdown === id) return;
-    const fresh = make("div", { class: "block", markdown: id }, sanitized(block));
+    const fresh = make("div", { class: "block", dir: "auto", markdown: id }, sanitized(block));
     dress(fresh, sources);
     if (drawn[index]) drawn[index].replaceWith(fresh);
     else element.append(fresh);
@@ -109,9 +111,18 @@ function cite(block, sources) {
   const texts = [];
   while (walker.nextNode()) if (!walker.currentNode.parentElement.closest("pre, code, a, button")) texts.push(walker.currentNode);
   for (const node of texts) {
-    const parts = node.data.split(/\[(\d{1,3})\]/); // text, number, text, number, ... text
-    if (parts.length > 1) node.replaceWith(...parts.map((part, index) => (index % 2 ? chip(Number(part), sources) : part)));
+    const parts = node.data.split(CITATION); // text, numbers, text, numbers, ... text
+    if (parts.length > 1) node.replaceWith(...parts.flatMap((part, index) => (index % 2 ? numbersIn(part).map((n) => chip(n, sources)) : part)));
   }
+}
+
+/** The numbers of "1, 2" or "1-3". */
+function numbersIn(text) {
+  const parts = text.normalize("NFKC").split(/[,、;]/);
+  return parts.flatMap((part) => {
+    const [first, last = first] = part.split(/[–-]/).map(Number);
+    return Array.from({ length: Math.min(Math.max(last - first, 0), 99) + 1 }, (_, step) => first + step);
+  });
 }
 
 function chip(n, sources) {
@@ -128,3 +139,6 @@ function chip(n, sources) {
 export function safeAddress(address) {
   return URL.canParse(address ?? "") && /^https?:$/.test(new URL(address).protocol) ? new URL(address).href : "";
 }
+
+/** Where a source comes from, in short: the host of a web page, else what was given. */
+export const originOf = (address) => (safeAddress(address) ? new URL(address).host : (address ?? ""));

@@ -45,9 +45,9 @@ async function fillModels() {
 }
 
 /** True when a key was entered. Two who ask at a time get one dialog. */
-export function askKey() {
+export function askKey(isWrong = api.hasKey()) {
   if (!keyDialog.open) {
-    $("#key-wrong").hidden = !api.hasKey();
+    $("#key-wrong").hidden = !isWrong;
     keyDialog.returnValue = "";
     keyDialog.showModal();
   }
@@ -74,10 +74,18 @@ export function start() {
     setTimeout(openDrawer); // the fields are empty only after the event
   });
   $("form", keyDialog).addEventListener("submit", useKey);
+  $("#change-key").addEventListener("click", changeKey);
   $("#cancel-key").addEventListener("click", () => keyDialog.close());
 }
 
+/** Another key for the one in use, such as an admin's for a user's. */
+async function changeKey() {
+  drawer.close();
+  if (await askKey(false)) await loadModels();
+}
+
 function openDrawer() {
+  $("#change-key").hidden = !api.hasKey();
   const fields = $("form", drawer).elements;
   fields.system.value = kept.system;
   for (const name of NUMBERS) {
@@ -96,8 +104,13 @@ function take(field) {
 /** Below a number: what it does, or why it is not used. */
 function explain(field) {
   const help = field.parentElement.querySelector("small");
-  help.textContent = field.validity.valid ? say(help.dataset.word) : say("outOfRange", { reason: field.validationMessage });
+  help.textContent = field.validity.valid ? say(help.dataset.word) : say("outOfRange", { wanted: wantedOf(field) });
   help.classList.toggle("failure", !field.validity.valid);
+}
+
+/** Which numbers a field takes, in the page's language, which need not be the browser's. */
+function wantedOf({ min, max, step }) {
+  return step === "1" ? say("wholeNumber", { min }) : say("numberBetween", { min, max });
 }
 
 function keep(name, value) {
@@ -107,9 +120,8 @@ function keep(name, value) {
 
 function useKey(event) {
   event.preventDefault();
-  const field = event.currentTarget.elements.key;
-  api.setKey(field.value.trim());
-  field.value = "";
+  api.setKey(event.currentTarget.elements.key.value.trim());
+  event.currentTarget.reset(); // emptied by hand, it would be marked as wrong when it is asked for next
   keyDialog.close("key");
   offer();
 }

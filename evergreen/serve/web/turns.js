@@ -1,11 +1,11 @@
 // A conversation's turns as elements.
 
-import { icon, iconButton, make } from "./dom.js";
-import { draw, safeAddress } from "./markdown.js";
+import { icon, iconButton, make, onSubmit } from "./dom.js";
+import { draw, originOf, safeAddress } from "./markdown.js";
 import { say, sayDate, sayFailure } from "./words.js";
 
 export function questionView(turn) {
-  return make("article", { class: "question", "aria-label": say("you") }, make("div", { class: "bubble" }, turn.text));
+  return make("article", { class: "question", "aria-label": say("you") }, make("div", { class: "bubble", dir: "auto" }, turn.text));
 }
 
 /**
@@ -108,10 +108,7 @@ function correct(button, acts) {
     event.stopPropagation();
     closeCorrection(view);
   });
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (right.value.trim()) acts.correct(right.value.trim(), comment.value.trim());
-  });
+  onSubmit(form, async () => right.value.trim() && acts.correct(right.value.trim(), comment.value.trim()));
   view.append(form);
   right.focus();
   form.scrollIntoView({ block: "nearest" });
@@ -147,9 +144,9 @@ function sourcesOf(answer, acts) {
     const address = safeAddress(source.url);
     const title = source.title || address || source.id || String(source.number);
     const link = address
-      ? make("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow", onclick: acts.click }, title)
-      : make("span", {}, title);
-    const facts = [address && new URL(address).host, sayDate(source.date)].filter(Boolean).join(" · ");
+      ? make("a", { href: address, target: "_blank", rel: "noopener noreferrer nofollow", dir: "auto", onclick: acts.click }, title)
+      : make("span", { dir: "auto" }, title);
+    const facts = [originOf(source.url), sayDate(source.date)].filter(Boolean).join(" · ");
     return make("li", {}, make("span", { class: "number" }, String(source.number)), link, make("span", { class: "facts" }, facts));
   });
   return make("section", { class: "sources", "aria-label": say("sources") }, make("h2", {}, say("sources")), make("ol", {}, rows));
