@@ -138,6 +138,15 @@ def test_a_relevant_entry_is_shown_and_others_are_not():
     assert any("of the question's words" in reason for reason in made.reasons)
 
 
+def test_an_entry_that_only_looks_like_the_one_asked_about_is_left_out():
+    kettle = hit("The weight of Silver Kettle H371 is 900 grams", "Silver Kettle H371")
+    other = hit("The weight of Falcon Kettle H137 is 850 grams", "Falcon Kettle H137")
+    question = understand("What is the current weight of Silver Kettle H371?", NOW)
+    assert decide(question, [other, kettle]).hits == [kettle]
+    both = understand("Which is heavier now, Silver Kettle H371 or Falcon Kettle H137?", NOW)
+    assert decide(both, [other, kettle]).hits == [other, kettle]
+
+
 def test_an_irrelevant_entry_is_not_shown():
     assert not decide(understand("法国的首都是哪里", NOW), [CAMERA, BRIDGE, BIKE]).inject
     assert not decide(understand("What is the capital of France?", NOW), [CAMERA, BRIDGE, BIKE]).inject

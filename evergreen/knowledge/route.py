@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LANGUAGES = ("zh", "en")
 RULES = Path(__file__).resolve().parents[1] / "assets" / "routing.yaml"
-SHARES = ("stable", "fresh", "similar")
+SHARES = ("stable", "fresh", "similar", "beside_best")
 FACT = "fact"  # the kind of a question that no rule names
 
 # -- rules ----------------------------------------------------------------------------------------------------------
@@ -50,6 +50,7 @@ class Rules:
     stable: float
     fresh: float
     similar: float
+    beside_best: float
     time_words: dict[str, re.Pattern]
     volatile: dict[str, re.Pattern]
     settled: dict[str, re.Pattern]
@@ -283,8 +284,9 @@ def decide(
     relevances = [max(relevance(understanding.terms, hit.row.entry), hit.coverage) for hit in hits]
     fresh = _freshness(understanding, hits[max(range(len(hits)), key=relevances.__getitem__)], cutoff)
     limit, why = _limit(understanding, bool(fresh), rules)
+    needed = max(limit, rules.beside_best * max(relevances))
     kept = [hit for hit, share in zip(hits, relevances, strict=True)
-            if share >= limit or limit <= 1 and (hit.cosine or 0.0) >= rules.similar]  # fmt: skip
+            if share >= needed or limit <= 1 and (hit.cosine or 0.0) >= rules.similar]  # fmt: skip
     found = f"the best entry has {max(relevances):.0%} of the question's words"
     if not kept:
         return Decision(False, [*why, *fresh, f"{found}, {limit:.0%} are needed" if limit <= 1 else found], [])
