@@ -46,8 +46,7 @@ class Server:
 
     def engine(self) -> psutil.Process:
         """The engine's process."""
-        [found] = [one for one in psutil.Process(self.process.pid).children()
-                   if any("spawn_main" in word for word in one.cmdline())]  # fmt: skip
+        [found] = [one for one in psutil.Process(self.process.pid).children() if "spawn_main" in command_of(one)]
         return found
 
     def stop(self, seconds: float = 60) -> int:
@@ -100,3 +99,11 @@ def wait_until(holds, seconds: float = 30) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty for one that ended in between."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""

@@ -419,8 +419,6 @@ def test_what_an_engine_lacks_is_one_line(given, says, tmp_path):
 
 
 def child_of(pid: int) -> int:
-    import psutil
-
     until = time.monotonic() + 10
     while time.monotonic() < until:
         if children := psutil.Process(pid).children():
@@ -430,11 +428,12 @@ def child_of(pid: int) -> int:
 
 
 def ends(pid: int) -> bool:
-    import psutil
-
     until = time.monotonic() + 20
     while time.monotonic() < until:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False
