@@ -350,6 +350,15 @@ def test_a_server_that_dies_is_started_again_with_its_adapters(launched, capsys)
     assert "is started again" in capsys.readouterr().err
 
 
+def test_a_request_waits_for_a_server_that_comes_back_no_longer_than_it_is_told(launched):
+    launched.patience_seconds = 0.0
+    with launched._changing:  # it does not come back meanwhile
+        os.kill(child_of(launched.pid), signal.SIGKILL)
+        assert ends(launched.pid)
+        with pytest.raises(Failure, match="is being started again"):
+            launched.submit(request(), print)
+
+
 def test_close_ends_the_process(launched):
     pids = [launched.pid, child_of(launched.pid)]
     launched.close()

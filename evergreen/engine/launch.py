@@ -39,6 +39,7 @@ BACK_OFF_SECONDS = (0.5, 30.0)
 START_SECONDS = 600.0
 PATIENCE_SECONDS = 60.0  # that a request waits for a server that is being started again
 STOP_SECONDS = 10.0
+SILENT_SECONDS = 5.0  # of a start that needs no word
 MAX_LOG_BYTES = 10 << 20
 
 
@@ -64,7 +65,8 @@ def open_remote(settings: "OtherEngineSettings", max_adapters: int = 8) -> "Engi
     }
     if settings.engine not in kinds:
         raise BadInput(f"--engine {settings.engine} runs in this process; others are {', '.join(kinds)}")
-    return Launched(kinds[settings.engine](), logs, tokenizer)
+    patience_seconds = getattr(settings, "start_timeout", PATIENCE_SECONDS)
+    return Launched(kinds[settings.engine](), logs, tokenizer, patience_seconds=patience_seconds)
 
 
 def check(settings: "OtherEngineSettings") -> None:
@@ -131,10 +133,11 @@ class Launched:
     """An `engine.base.Engine` over a server that this process has started."""
 
     def __init__(
-        self, kind: Kind, logs: Path, tokenizer: "PreTrainedTokenizerBase", start_seconds: float = START_SECONDS
-    ):
+        self, kind: Kind, logs: Path, tokenizer: "PreTrainedTokenizerBase", start_seconds: float = START_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ):  # fmt: skip
         self.kind, self.log, self.tokenizer = kind, logs / f"{kind.name}.log", tokenizer
-        self.start_seconds = start_seconds
+        self.start_seconds, self.patience_seconds = start_seconds, patience_seconds
         logs.mkdir(parents=True, exist_ok=True)
         self._adapters: Adapters = {}
         self._changing = threading.RLock()  # one start, stop or load at a time
@@ -218,7 +221,7 @@ class Launched:
         try:
             client = RemoteEngine(
                 f"http://127.0.0.1:{port}", self.tokenizer, self.kind.dialect(adapters), api_key=key,
-                models=dict.fromkeys(adapters, ""), patience_seconds=PATIENCE_SECONDS,
+                models=dict.fromkeys(adapters, ""), patience_seconds=self.patience_seconds,
             )  # fmt: skip
         except BaseException:
             _end(process)
@@ -248,16 +251,22 @@ class Launched:
         """Returns when the server says that it is well. Raises Failure with the end of its log."""
         import httpx2
 
-        until = time.monotonic() + self.start_seconds
+        started, was_said = time.monotonic(), False
         with httpx2.Client(trust_env=False, timeout=2.0) as http:
             while True:
+                waited = time.monotonic() - started
                 if process.poll() is not None:
                     raise Failure(f"{self.kind.name} ended with {process.returncode} at its start: "
                                   f"{self._last_words(log_start)} ({self.log})")  # fmt: skip
                 with contextlib.suppress(httpx2.HTTPError):
                     if http.get(f"http://127.0.0.1:{port}/health").is_success:
                         return
-                if time.monotonic() > until:
+                if waited > SILENT_SECONDS and not was_said:
+                    was_said = True
+                    _say(
+                        f"{self.kind.name} is starting, for at most {self.start_seconds:.0f} s (its words: {self.log})"
+                    )
+                if waited > self.start_seconds:
                     raise Failure(f"{self.kind.name} was not ready within {self.start_seconds:.0f} s ({self.log})")
                 time.sleep(0.1)
 
@@ -270,7 +279,7 @@ class Launched:
 
     def _await_server(self) -> None:
         """Returns when the server runs; one that has just died and was not missed yet counts as dead."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + self.patience_seconds
         while self._is_up.wait(max(0.0, until - time.monotonic())):
             if self._server.process.poll() is None:
                 return
