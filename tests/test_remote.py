@@ -340,12 +340,12 @@ def test_a_server_that_dies_is_started_again_with_its_adapters(launched, capsys)
     assert "broke off" in answer_of(launched, (9,))
     assert ends(first)  # a request in between would meet the dying one
     assert answer_of(launched, adapter="a") == "1"
-    child = child_of(launched.pid)
+    second = launched.pid
     slow = Heard(launched, request((1, 1)))
     time.sleep(0.2)
-    os.kill(child, signal.SIGKILL)
+    os.kill(child_of(second), signal.SIGKILL)
     assert "broke off" in slow.last().error
-    assert ends(child)
+    assert ends(second)
     assert answer_of(launched, adapter="a") == "1"
     assert "is started again" in capsys.readouterr().err
 
