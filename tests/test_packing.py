@@ -8,7 +8,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evergreen.data.packing import pack, pad
-from evergreen.train.loss import can_pack, install, row_loss, summed_cross_entropy
+from evergreen.train.attention import can_pack
+from evergreen.train.loss import install, row_loss, summed_cross_entropy
 
 
 @dataclass
@@ -187,14 +188,14 @@ def test_flex_attention_follows_the_same_mask(monkeypatch):
     """Only its forward, and uncompiled: on a CPU it has no backward."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    from evergreen.train import loss
+    from evergreen.train import attention
 
-    monkeypatch.setattr(loss, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
     [row] = pack(records(), 10_000)
     length = row.input_ids.shape[1]
     query, key, value = torch.randn(1, 4, length, 16), torch.randn(1, 2, length, 16), torch.randn(1, 2, length, 16)
-    by_record = loss._by_record(query, key, value, row.layout, None, 0.0, None)
-    flexed = loss._flex(query, key, value, row.layout, None).transpose(1, 2)
+    by_record = attention._by_record(query, key, value, row.layout, None, 0.0, None)
+    flexed = attention._flex(query, key, value, row.layout, None).transpose(1, 2)
     assert torch.allclose(by_record, flexed, atol=1e-5)
 
 

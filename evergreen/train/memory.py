@@ -60,8 +60,8 @@ class Workload:
         return int(2.5 * min(CHUNK_BYTES, 4 * self.config.vocab_size * self.row_tokens(settings)))
 
     def _scores(self, tokens: int) -> int:
-        """Attention scores that a layer holds: on a CPU short records of a row are multiplied out (train/loss.py)."""
-        from evergreen.train.loss import MAX_SCORES
+        """Attention scores that a layer holds: short records are multiplied out on a CPU (train/attention.py)."""
+        from evergreen.train.attention import MAX_SCORES
 
         of_a_record = self.config.num_attention_heads * self.longest_record**2
         num_records = min(math.ceil(tokens / self.mean_record), MAX_SCORES // of_a_record)

@@ -106,7 +106,7 @@ class _Run:
 
     def _encode(self) -> None:
         from evergreen.model import load
-        from evergreen.train.loss import can_pack
+        from evergreen.train.attention import can_pack
 
         self.tokenizer = load.tokenizer_for(self.reference, self.settings.template)
         self.config = load.load_config(self.reference.base)
