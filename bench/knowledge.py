@@ -1,12 +1,13 @@
-"""Finding entries: how fast, how much memory, and how well, beside the peers.
+"""Finding entries: how fast, how much memory, and how well, beside the peers; keeping them: how fast, through what.
 
-    python bench/knowledge.py [--sections search quality] [--entries 100000] [--data ../shared/data]
-                              [--lance_python P] [--milvus_python P] [--embedder FOLDER] [--json]
+    python bench/knowledge.py [--sections search quality states kills processes] [--entries 100000] [--kills 1000]
+                              [--data ../shared/data] [--lance_python P] [--milvus_python P] [--embedder FOLDER]
+                              [--json]
 
 Sections: search (100,000 windows of 120 characters from Chinese text, vectors of 384 dimensions in 1,000 clouds, 300
 real questions; Evergreen beside lancedb and Milvus Lite, of which each is left out without its Python), quality (the
 right paragraph of CMRC, a positive passage of RGB among all passages, in the top 1, 3 and 5: BM25, dense and hybrid
-beside bm25s with jieba's words).
+beside bm25s with jieba's words), states, kills and processes (see knowledge_log.py).
 Promises: every contestant is a fresh process pinned to one core with one thread; CPU times beside the wall's, so that
 other work on the machine matters less. Prints tables for people and, last, one line of JSON.
 Does not: measure the embedding of questions, or any network.
@@ -21,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import knowledge_log
 import numpy as np
 from child import HERE, Children
 from rich.console import Console
@@ -195,10 +197,49 @@ def in_top(ranks: list[list[int]], questions: Questions) -> list[float]:
     return [sum(bool(right.intersection(found[:k])) for found, (_, right) in pairs) / len(pairs) for k in (1, 3, 5)]
 
 
+def states(given: argparse.Namespace, children: Children, console: Console) -> dict[str, Any]:
+    found = knowledge_log.states(given.entries)
+    table = Table(title=f"{given.entries:,} entries, ms")
+    for column in ("", "wall p50", "slowest", "CPU p50"):
+        table.add_column(column, justify="right")
+    for name, times in found.items():
+        if name != "entries":
+            table.add_row(name, *(f"{times[kind]:,.1f}" for kind in ("p50_ms", "max_ms", "cpu_p50_ms")))
+    console.print(table)
+    return found
+
+
+def kills(given: argparse.Namespace, children: Children, console: Console) -> dict[str, Any]:
+    found = knowledge_log.kills(given.kills)
+    children.say(
+        f"{found['kills']:,} kill -9: the {found['acknowledged']:,} operations that were acknowledged are there, and "
+        f"{found['in_flight']:,} that had just come through; {found['torn']:,} torn tails were cut off; nothing is "
+        "there by half, nothing that was redacted is in any file"
+    )
+    return found
+
+
+def processes(given: argparse.Namespace, children: Children, console: Console) -> dict[str, Any]:
+    found = knowledge_log.processes(given.seconds)
+    for name, rates in found.items():
+        written, read = (
+            ", ".join(f"{rate:,.0f}" for rate in rates[f"{kind}_per_second"]) for kind in ("writes", "reads")
+        )
+        children.say(
+            f"{name}, 4 readers: {written} writes/s, {read} reads/s; only whole writes were seen, none is lost"
+        )
+    return found
+
+
+SECTIONS = {"search": search, "quality": quality, "states": states, "kills": kills, "processes": processes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=("search", "quality"), default=["search", "quality"])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=3.0, help="that processes go on")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--embedder", default="", help="a sentence-transformers folder for quality, or none")
     parser.add_argument("--lance_python", default="", help="of an environment with lancedb")
@@ -206,15 +247,13 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="no tables")
     given = parser.parse_args()
-    if not given.data.is_dir():
+    if not given.data.is_dir() and {"search", "quality"} & set(given.sections):
         sys.exit(f"no {given.data}: --data names the folder with retrieval/cmrc2018_dev_half.json")
     console = Console(quiet=given.json, stderr=given.json)
     pythons = {peer: path for peer in ("lance", "milvus") if (path := getattr(given, f"{peer}_python"))}
     with tempfile.TemporaryDirectory() as cache:
         children = Children("knowledge_contestants.py", Path(cache), given.core, pythons, console)
-        results = {
-            name: {"search": search, "quality": quality}[name](given, children, console) for name in given.sections
-        }
+        results = {name: SECTIONS[name](given, children, console) for name in given.sections}
     print(json.dumps(results))
 
 

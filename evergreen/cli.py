@@ -110,37 +110,40 @@ def _knowledge(action: str, about: str) -> Callable[[list[str]], tuple[Any, ...]
         given = parse(kind, positional(arguments, f"knowledge {action}"), f"knowledge {action}")
         from evergreen.knowledge.commands import run_knowledge
 
-        return run_knowledge(action, given, _answer_from, _token_counter, _pinned), given.json
+        return run_knowledge(action, given, _answer_from, _token_counter, _apart), given.json
 
     command.__doc__ = about
     return command
 
 
 def _answer_from(home: str, knowledge: str, share: float | None, reason: str) -> dict[str, Any]:
-    """Have the served release answer from "live" or a snapshot."""
+    """Have the served release answer from "live" or a snapshot; with a "warning" where a server does not follow."""
     from evergreen.home import home_dir
     from evergreen.registry import Registry
-    from evergreen.registry.knowledge import serve_knowledge
+    from evergreen.registry.knowledge import is_anyone_aside, serve_knowledge
 
-    return serve_knowledge(Registry(home_dir(home or None)), knowledge, share, reason)
+    moved = serve_knowledge(Registry(home_dir(home or None)), knowledge, share, reason)
+    if is_anyone_aside(home_dir(home or None)):
+        moved["warning"] = "a server of this home was started with --model and does not follow: start it without"
+    return moved
 
 
-def _pinned(home: str) -> str:
-    """What the stable release answers from: "live" or a snapshot's number. A change that is on the disk does not fail
-    over a registry that cannot be read."""
+def _apart(home: str) -> str:
+    """Which answers do not come from what is newest. A change that is on the disk does not fail over a registry that
+    cannot be read."""
     from evergreen.database import DATABASE_FILE, url_of_environment
     from evergreen.home import home_dir
     from evergreen.records import EvergreenError
 
     if not url_of_environment() and not (home_dir(home or None) / DATABASE_FILE).exists():
-        return "live"
+        return ""
     from evergreen.registry import Registry
-    from evergreen.registry.knowledge import serving
+    from evergreen.registry.knowledge import apart
 
     try:
-        return serving(Registry(home_dir(home or None)))["stable"] or "live"
+        return apart(Registry(home_dir(home or None)))
     except EvergreenError:
-        return "live"
+        return ""
 
 
 def _token_counter(model: str) -> Callable[[str], int]:

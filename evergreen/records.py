@@ -102,7 +102,9 @@ class Entry:
 class Sampling:
     """How a completion is drawn. temperature 0 is greedy; `seed` makes a drawn one repeatable.
 
-    `grammar` is "", "json", "schema:" with a JSON schema, or "regex:" with an expression: what the answer must be."""
+    `grammar` is what the answer must be: "", "json", "schema:" with a JSON schema, "regex:" with an expression;
+    "calls:" with the schema that the JSON of each tool call in it must match, or "form-or-calls:" with {form, call}:
+    calls and nothing else, or JSON that matches the schema `form`."""
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -1,7 +1,7 @@
 """`evergreen serve` over engines without a model: python fake_serve.py --model M --port 0 ...
 
 FAKE_STEP_SECONDS is how long a step takes, FAKE_TEXT what is answered (else the prompt's token ids),
-FAKE_HEAD_SECONDS how long a request's head may take."""
+FAKE_HEAD_SECONDS how long a request's head may take, FAKE_KEEP_ALIVE_SECONDS how long a stream is silent."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from fake_engine import FakeEngine
 from evergreen import cli
 from evergreen.engine.process import ProcessEngine
 from evergreen.home import home_dir
-from evergreen.serve import server
+from evergreen.serve import answering, server
 
 
 def open_engine(given, base, adapters):
@@ -23,4 +23,5 @@ def open_engine(given, base, adapters):
 if __name__ == "__main__":
     server.open_engine = open_engine
     server.HEAD_SECONDS = float(os.environ.get("FAKE_HEAD_SECONDS", server.HEAD_SECONDS))
+    answering.KEEP_ALIVE_SECONDS = float(os.environ.get("FAKE_KEEP_ALIVE_SECONDS", answering.KEEP_ALIVE_SECONDS))
     sys.exit(cli.main(["serve", *sys.argv[1:]]))

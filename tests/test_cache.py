@@ -366,16 +366,35 @@ def test_purges_beyond_the_limit_begin_the_file_anew_and_void_what_was_before(tm
     assert Cache(tmp_path).epoch() == cache.epoch() == other.epoch()
 
 
-def test_a_purge_that_the_disk_cannot_take_is_an_error(tmp_path, monkeypatch):
-    cache = Cache(tmp_path)
-    kept(cache, "q", "a")
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
+def test_a_purge_that_the_disk_has_no_room_for_forgets_everything_in_every_process(tmp_path, monkeypatch):
+    said: list[str] = []
+    cache, other = Cache(tmp_path, said.append), Cache(tmp_path)
+    keys = [kept(cache, "q", "a"), kept(cache, "p", "b")]
+    assert all(other.get(key) for key in keys)
+    late = key_of(other, "late")
     monkeypatch.setattr(purges, "append", full)
+    cache.purge(["a"])
+    assert not any(one.get(key) for one in (cache, other, Cache(tmp_path)) for key in keys)
+    assert "青石".encode() not in bytes_in(tmp_path) and len(said) == 1 and "No space left" in said[0]
+    monkeypatch.undo()
+    assert not other.put(late, ANSWER, ["a"], 60) and other.get(late) is None
+    assert Cache(tmp_path).get(kept(cache, "q", "a"))
+
+
+def test_a_purge_that_the_disk_cannot_take_is_an_error_and_can_be_repeated(tmp_path, monkeypatch):
+    cache, other = Cache(tmp_path), Cache(tmp_path)
+    key = kept(cache, "q", "a")
+    monkeypatch.setattr(purges, "append", full)
+    monkeypatch.setattr(purges.Purges, "void", full)
     with pytest.raises(Failure, match="purging the cache failed: No space left"):
         cache.purge(["a"])
+    monkeypatch.undo()
+    cache.purge(["a"])
+    assert cache.get(key) is None and other.get(key) is None
 
 
 def test_clear_forgets_everything(tmp_path):

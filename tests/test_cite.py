@@ -207,7 +207,7 @@ FERRIES = (
     ],
 )
 def test_a_value_of_something_else_is_a_problem(answer, content, wrong):
-    assert reason(answer, content) == f"source [1] says {wrong} of something else"
+    assert reason(answer, content).startswith("source [1] says ") and wrong in reason(answer, content)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +227,78 @@ def test_a_value_of_something_else_is_a_problem(answer, content, wrong):
     ],
 )
 def test_the_same_value_with_other_words_is_supported(answer, content):
+    assert reason(answer, content) == ""
+
+
+TRADE = "远山乳业以8.4亿元收购牧歌乳品67%的股份,交易于9月22日完成。收购后牧歌乳品保留独立品牌,总经理仍由苏映雪担任。"
+DEAL = (
+    "Tessera Robotics bought the drone maker Kitewing from Holloway Partners for $312 million in cash. "
+    "Kitewing's founder, Jonas Adeyemi, stays on as head of product."
+)
+DAMS = (
+    "Kolwe Dam is 68% full, against 81% a year ago. Mira Dam, the smaller of the two, is 43% full. Both open at 9 a.m."
+)
+LEAGUE = "冠军由林海队获得,亚军是青松队,季军是白鹭队。林海队教练岳长风执教三年。最佳射手是青松队的秦越,共进11球。"
+VERSIONS = "The Lark app adds a dark mode for Android, drops support for iOS 14, and runs on both."
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "wrong"),
+    [
+        ("Mira Dam is 68% full [1].", DAMS, "68% of kolwe dam"),
+        (
+            "长续航版售价15.98万元[1]。",
+            "标准版续航510公里,售价15.98万元;长续航版续航680公里,售价18.58万元。",
+            "15.98万元 of 标准版",
+        ),
+        (
+            "Part-time staff accrue 1.75 days [1].",
+            "Full-time staff accrue 1.75 days a month, part-time staff 0.9 days.",
+            "1.75",
+        ),
+        ("由人事部审批[1]。", "由部门经理和财务部共同审批。", "人事部"),
+        ("修复了鸿蒙系统上的闪退[1]。", "修复了在鸿雁系统上偶发闪退的问题。", "鸿蒙系统"),
+        ("牧歌乳品以8.4亿元收购了远山乳业67%的股份[1]。", TRADE, "收购"),
+        ("Kitewing bought Tessera Robotics for $312 million [1].", DEAL, "bought"),
+        ("Holloway Partners bought Kitewing [1].", DEAL, "tessera robotics"),
+        ("Jonas Adeyemi, the founder of Tessera Robotics, stays on [1].", DEAL, "kitewing"),
+        ("女主角由温知夏担任[1]。", "话剧由温知夏编剧、段鸿导演。女主角由白羽担任。", "白羽"),
+        ("冠军是青松队[1]。", LEAGUE, "林海队"),
+        ("最佳射手是林海队的秦越[1]。", LEAGUE, "青松队"),
+        ("It drops support for Android 14 [1].", VERSIONS, "android 14"),
+        ("Paul Okoye succeeds Nina Petrov [1].", "Nina Petrov becomes treasurer, succeeding Paul Okoye.", "paul okoye"),
+        ("It moved from Bonn to Rome [1].", "It moved from Rome to Bonn.", "from bonn to rome"),
+        ("Zone B costs £2.40 [1].", "Parking in zone A costs £2.40 an hour and in zone B £1.60.", "zone a"),
+        ("大厦高218层[1]。", "大厦高218米,共46层。", "218"),
+    ],
+)
+def test_what_is_said_of_another_thing_is_a_problem(answer, content, wrong):
+    assert wrong in reason(answer, content)
+
+
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        ("Mira Dam opens at 9 a.m. [1].", DAMS),
+        ("Mira Dam is 43% full, Kolwe Dam 68% [1].", DAMS),
+        ("Kitewing was bought by Tessera Robotics [1].", DEAL),
+        ("Kitewing, bought by Tessera Robotics, was owned by Holloway Partners [1].", DEAL),
+        ("Kitewing founder Jonas Adeyemi stays on [1].", DEAL),
+        ("牧歌乳品67%的股份由远山乳业收购[1]。", TRADE),
+        ("收购方是远山乳业[1]。", TRADE),
+        ("总经理是苏映雪[1]。", TRADE),
+        ("林海队拿了第一,教练是岳长风[1]。", LEAGUE),
+        ("青松队获得亚军[1]。", LEAGUE),
+        ("9月新房均价是15830元[1]。", "9月新建商品住宅均价为15,830元。"),
+        ("长续航版比标准版贵2.6万元[1]。", "标准版售价15.98万元;长续航版售价18.58万元。"),
+        ("You get 1.75 days a month, i.e. 21 days a year [1].", "Employees accrue 1.75 days of leave per month."),
+        ("国庆七天每天最多接待18000人[1]。", "国庆期间(10月1日至7日)每日限流1.8万人。"),
+        ("市财政出60%的钱[1]。", "市财政承担六成,其余由上级补助。"),
+        ("Shut from 5 September, 21:00 to 8 September, 06:00 [1].", "Shut 9 p.m. on Sept. 5 to 6 a.m. on Sept. 8."),
+        ("Lark 3.2 needs Python 3.10 [1].", "Version 3.2 of Lark requires Python 3.10, 3.1 supported Python 3.8."),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_same_thing_in_other_words_is_supported(answer, content):
     assert reason(answer, content) == ""
 
 

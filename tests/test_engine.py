@@ -383,6 +383,8 @@ def test_an_answer_in_a_grammar_is_text_even_where_the_prompt_opens_a_thought():
     (completion,) = engine.generate([prompt], Sampling(grammar=r"regex:\d{3}", temperature=1.0, seed=1))
     assert completion.text.isdigit() and len(completion.text) == 3
     assert (completion.thought, completion.finish_reason, completion.completion_tokens) == ("", "stop", 3)
+    calls = Sampling(grammar='calls:{"type": "object"}', temperature=1.0, seed=1, max_new_tokens=3)
+    assert engine.generate([prompt], calls)[0].thought  # which has room for text has room for a thought
 
 
 # --- streaming ------------------------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from evergreen.knowledge import bm25, index, vectors
 from evergreen.knowledge.bm25 import Postings, best
-from evergreen.knowledge.index import Embedded, Filter, Index, text_of
+from evergreen.knowledge.index import Embedded, Index
 from evergreen.knowledge.milvus import expression
 from evergreen.knowledge.pinecone import PineconeCollection
 from evergreen.knowledge.remote import RemoteVectors
-from evergreen.knowledge.store import Store, is_visible
+from evergreen.knowledge.store import OPEN, Store, is_visible
+from evergreen.knowledge.table import Filter, text_of
 from evergreen.knowledge.words import words
 from evergreen.records import BadInput, Entry, Failure
 
@@ -41,6 +42,7 @@ def fill(made: Index, store: Store) -> None:
     if rows := made.sync(store):
         keys, texts = made.texts(rows)
         made.put(rows, keys, embed(texts))
+        made.carry_out()
 
 
 def opened(folder: Path) -> Index:
@@ -452,7 +454,7 @@ def change_again(store: Store, step: int) -> None:
     if step == 0:
         return some_history(store, 0, 25)
     store.add([Entry(content=f"w1 w{step} later", tags=("a", "茶"))])
-    live = next(row for row in store.rows if row.ends == index.OPEN)
+    live = next(row for row in store.rows if row.ends == OPEN)
     store.withdraw([live.entry.id])
     store.update(store.rows[-1].entry.id, content=f"w{step} x")
 

@@ -13,6 +13,7 @@ from evergreen import cli
 from evergreen.knowledge import log as knowledge_log
 from evergreen.knowledge.cache import Cache, Key, Value, open_cache
 from evergreen.knowledge.prompt import Source
+from evergreen.knowledge.purges import Purges
 from evergreen.knowledge.store import Store
 from evergreen.records import Entry
 
@@ -132,6 +133,36 @@ def test_a_change_is_out_of_the_cache_when_the_command_returns(run, home, change
     assert cache.get(key) is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["update", "a", "--content", "new"],
+        ["update", "a", "--content", "new", "--version", "2.0.0"],
+        ["withdraw", "a", "b"],
+        ["redact", "a", "b"],
+    ],
+)
+def test_a_change_whose_purge_failed_is_repeated_until_it_is_out_of_the_cache(run, home, change, capsys, monkeypatch):
+    run("add", "old", "--id", "a")
+    run("add", "other", "--id", "b")
+    cache, key = remembered(home, "a", "old [1]")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("add", "void"):
+        monkeypatch.setattr(Purges, name, full)
+    for _ in range(2):
+        assert cli.main(["knowledge", *change]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "No space left on device; the change itself is made: run the command" in said
+    monkeypatch.undo()
+    monkeypatch.setenv("EVERGREEN_HOME", str(home))
+    assert run(*change)["id"] == "a" and cache.get(key) is None
+    numbers = [one["n"] for one in run("audit", "a")["changes"]]
+    assert len(numbers) == 2 or "--version" not in change and change[0] == "update"
+
+
 def test_an_import_of_a_changed_file_clears_the_cache_of_what_it_said(run, home, tmp_path):
     (tmp_path / "a.md").write_text("# Cam\n\nIt costs 42 dollars.\n")
     run("import", str(tmp_path / "a.md"))
@@ -217,6 +248,7 @@ def test_a_change_that_a_pinned_release_does_not_show_is_told_of(home, capsys):
         return capsys.readouterr()
 
     assert said("add", "Acme Cam costs 42 dollars.", "--id", "cam").err == ""
+    said("add", "The camera is black.", "--id", "camera")
     said("publish")
     registry = registry_of(home)
     registry.promote(make_release(registry, "one").id, "stable", "first")
@@ -227,6 +259,13 @@ def test_a_change_that_a_pinned_release_does_not_show_is_told_of(home, capsys):
         assert "answers come from snapshot 1" in err and err.count("\n") == 1 and "no answer" not in out
     said("live")
     assert said("add", "C.").err == ""
+    said("canary", "1", "--share", "0.25")
+    assert (
+        "25% of the users are answered from snapshot 1, which has it as it was"
+        in said("update", "camera", "--title", "Cam").err
+    )
+    said("live")
+    assert said("add", "D.").err == "" and registry.share() == 0
 
 
 def test_an_entry_may_be_named_by_the_beginning_of_its_id(run, refused):

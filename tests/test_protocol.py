@@ -99,6 +99,7 @@ CHAT_HONOURED = {
     "max_tokens": (8, "sampling.max_new_tokens", 8),
     "metadata": ({"a": "b"}, "metadata", {"a": "b"}),
     "n": (3, "n", 3),
+    "reasoning_effort": ("low", "template_variables", {"reasoning_effort": "low"}),
     "response_format": ({"type": "json_object"}, "sampling.grammar", "json"),
     "safety_identifier": ("me", "user", "me"),
     "seed": (-5, "sampling.seed", -5),
@@ -119,7 +120,6 @@ CHAT_REFUSED = {  # a value that is refused, and one (or more) that says what is
     "prediction": ({"type": "content", "content": "x"}, [None]),
     "prompt_cache_options": ({"mode": "explicit"}, [{"mode": "implicit"}, None]),
     "prompt_cache_retention": ("24h", ["in_memory", None]),
-    "reasoning_effort": ("low", [None]),
     "service_tier": ("flex", ["auto", "default", None]),
     "store": (True, [False, None]),
     "verbosity": ("high", ["medium", None]),
@@ -202,6 +202,70 @@ def test_a_cache_key_changes_nothing():
     assert chat(prompt_cache_key="any") == chat()
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": ""},
+        {"stop": []},
+        {"guided_choice": []},
+        {"guided_regex": ""},
+        {"guided_grammar": ""},
+        {"structured_outputs": {"choice": [], "regex": ""}},
+        {"cache_salt": ""},
+        {"user": ""},
+        {"logit_bias": {}},
+        {"bad_words": []},
+        {"stream_options": {}},
+        {"stream_options": {"include_usage": False, "include_obfuscation": False}},
+        {"temprature": None},
+        {"response_format": {"type": "text", "strict": None}},
+    ],
+)
+def test_what_asks_for_nothing_changes_nothing(fields):
+    for ask in (chat, complete, generate):
+        assert ask(**fields) == ask()
+
+
+def test_what_asks_for_nothing_in_a_chat_or_a_completion_changes_nothing():
+    for fields in (
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True},
+        {"top_logprobs": 0},
+        {"functions": [], "documents": []},
+        {"include_reasoning": True},
+        {"metadata": {}, "prompt_cache_key": "", "safety_identifier": "", "chat_template_kwargs": {}},
+    ):
+        assert chat(**fields) == chat()
+    assert complete(logprobs=False) == complete()
+    empty = {"name": "", "tool_calls": [], "refusal": None, "annotations": [], "provider_specific_fields": None}
+    said = {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}
+    assert chat([said | empty | {"weight": None}]) == chat()
+    assert chat([*ASKED, {"role": "assistant", "content": None}]).messages[1] == Message("assistant", "")
+
+
+def test_no_thinking_asks_nothing_of_a_model_that_does_not_think():
+    assert ids_of(chat(reasoning_effort="none")) == ids_of(chat())
+    assert ids_of(chat(chat_template_kwargs={"enable_thinking": False})) == ids_of(chat())
+    assert refused(prompt_ids, chat(reasoning_effort="low"), tokenizer()).param == "reasoning_effort"
+    both = chat(reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
+    assert both.template_variables == {"enable_thinking": True}
+
+
+def test_a_mark_of_the_bytes_order_is_passed_over():
+    raw = json.dumps({"messages": ASKED}).encode()
+    assert read(ChatRequest, b"\xef\xbb\xbf" + raw) == read(ChatRequest, raw)
+
+
+def test_names_tell_apart_those_who_speak_in_one_role():
+    def said(*names):
+        named = [{"role": "user", "content": "x"} | ({"name": name} if name else {}) for name in names]
+        return [
+            message.content for message in chat([*named, {"role": "assistant", "content": "y", "name": "a"}]).messages
+        ]
+
+    assert said("Ann") == said("Ann", "Ann")[1:] == ["x", "y"]
+    assert said("Ann", "Bob", "") == ["Ann: x", "Bob: x", "x", "y"]
+
+
 @pytest.mark.parametrize("ask", [chat, complete, generate])
 def test_a_field_that_nobody_knows_is_named(ask):
     error = refused(ask, temprature=1)
@@ -250,7 +314,6 @@ def test_vllms_fields_reach_the_sampling():
         ("n", 10**30),
         ("seed", 2**63),
         ("seed", 1.5),
-        ("stop", ""),
         ("stop", ["a"] * 17),
         ("stop", ["a"] * 1000),
         ("stop", [1]),
@@ -269,7 +332,7 @@ def test_vllms_fields_reach_the_sampling():
         ("guided_json", "{"),
         ("guided_regex", "("),
         ("guided_regex", "a" * 100_000),
-        ("guided_choice", []),
+        ("guided_choice", [""]),
         ("user", 5),
         ("lora_request", {"lora_name": "a", "lora_path": "/etc"}),
         ("evergreen", {"knowledge": "maybe"}),
@@ -394,6 +457,40 @@ def test_a_forced_call_takes_calls_to_the_tools_and_nothing_else():
     assert named.tools == (CLOCK["function"],)
 
 
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+BAD_CALL, GOOD_CALL, CLOCK_CALL = (
+    f"{OPEN}\n{json.dumps(call)}\n{CLOSE}"
+    for call in (
+        {"name": "weather", "arguments": {"town": "x"}},
+        {"name": "weather", "arguments": {"city": "x"}},
+        {"name": "clock", "arguments": {"zone": "any"}},
+    )
+)
+
+
+def test_a_strict_tool_that_need_not_be_called_is_called_right_or_not_at_all():
+    call = chat(tools=[STRICT, CLOCK])
+    grammar = call.sampling.grammar
+    assert not call.must_call and not call.is_fixed and call.tools == chat(tools=[WEATHER, CLOCK]).tools
+    for good in ("", "Let me see.", f"Hm. {GOOD_CALL}\n{CLOCK_CALL} so", "a < b, <tool", "<think>\nx\n</think>\n\nyes"):
+        assert accepts(grammar, good)
+    for bad in (f"Hm. {BAD_CALL}", f"{OPEN}\nhello", BAD_CALL.replace("weather", "other")):
+        assert not accepts(grammar, bad)
+    assert chat(tools=[WEATHER, CLOCK]).sampling.grammar == ""
+
+
+def test_with_tools_a_form_is_kept_to_or_tools_are_called_and_nothing_else():
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    for tools, takes_any in (([STRICT], False), ([WEATHER], True)):
+        call = chat(tools=tools, response_format=form)
+        grammar = call.sampling.grammar
+        assert call.is_fixed
+        assert accepts(grammar, '{"a": 5}') and accepts(grammar, f"{GOOD_CALL}\n{GOOD_CALL}")
+        assert accepts(grammar, BAD_CALL) == takes_any
+        assert not any(accepts(grammar, text) for text in ("", "Hm.", f"Hm. {GOOD_CALL}", '{"a": "x"}'))
+    assert accepts(chat(tools=[STRICT], response_format={"type": "json_object"}).sampling.grammar, '{"b": 1}')
+
+
 def test_references_inside_a_tools_parameters_hold_in_a_forced_call():
     parameters = {
         "type": "object",
@@ -423,14 +520,13 @@ def test_tool_choices():
     "fields",
     [
         {"tool_choice": "required"},
-        {"tool_choice": "auto"},
         {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "other"}}},
         {"tools": [WEATHER], "tool_choice": "sometimes"},
         {"tools": [WEATHER, WEATHER]},
         {"tools": [{"type": "custom", "custom": {"name": "x"}}]},
         {"tools": [{"type": "function", "function": {"name": "two words"}}]},
-        {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-        {"tools": [WEATHER], "response_format": {"type": "json_object"}},
+        {"tools": [WEATHER], "guided_regex": "a+"},
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "objekt"}}}]},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
          "tool_choice": "required"},
     ],
@@ -471,7 +567,6 @@ def test_results_stand_in_the_order_of_their_calls():
         ([*ASKED, calls("a"), result("a", name="clock")], "messages[2].name"),
         ([*ASKED, calls("a"), {"role": "tool", "content": "x"}], "messages[2].tool_call_id"),
         ([{"role": "user", "content": "x", "tool_call_id": "a"}], "messages[0].tool_call_id"),
-        ([{"role": "user", "content": "x", "name": "Ann"}], "messages[0].name"),
         ([{"role": "user", "content": "x", "reasoning_content": "y"}], "messages[0].reasoning_content"),
         ([{"role": "function", "content": "x"}], "messages[0].role"),
         ([*ASKED, {"role": "assistant", "tool_calls": [

@@ -141,6 +141,7 @@ def test_every_field_of_a_sampling_is_said():
     [
         (Plain(), "top_k", 5), (Plain(), "grammar", "json"), (Plain(), "ignore_eos", True),
         (LlamaCpp(), "stop_token_ids", (3,)), (LlamaCpp(), "grammar", "regex:a+"),
+        (LlamaCpp(), "grammar", "calls:{}"), (Vllm(), "grammar", 'form-or-calls:{"form": {}, "call": {}}'),
     ],
 )  # fmt: skip
 def test_what_a_server_cannot_be_told_is_refused(dialect, field, value):

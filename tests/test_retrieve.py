@@ -4,17 +4,22 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
+from evergreen.knowledge import remote
+from evergreen.knowledge.answer import Ask, Knowledge
 from evergreen.knowledge.embed import open_embedder, open_reranker
 from evergreen.knowledge.index import Embedded, Found, Index, open_vectors
+from evergreen.knowledge.remote import RemoteVectors
 from evergreen.knowledge.retrieve import Hit, Retriever, fused, open_retriever
 from evergreen.knowledge.store import Store
 from evergreen.knowledge.words import words
 from evergreen.records import BadInput, Entry, Failure
+from evergreen.settings import KnowledgeSettings
 
 DIM = 32
 MEANINGS = ({"car", "automobile", "汽车"}, {"tea", "茶"}, {"price", "cost", "价格"})
@@ -178,6 +183,101 @@ def test_a_failing_embedder_leaves_the_words_and_says_so_once(tmp_path):
     assert said == ["entries are found by words alone: http://e answered 500"]
     with pytest.raises(Failure):
         found.sync()
+
+
+# -- a database elsewhere
+
+
+class Slow:
+    """`remote.Collection` in memory, whose calls of the verb `holds` wait until `go`."""
+
+    def __init__(self, holds: str):
+        self.holds, self.go, self.waits, self.records, self.is_away = holds, threading.Event(), 0, {}, False
+
+    def listed(self):
+        return self._slowly("listed", {id: (one["key"], one["ends"]) for id, one in self.records.items()})
+
+    def put(self, records):
+        self._slowly("put")
+        self.records |= {one["id"]: one for one in records}
+
+    def set_ends(self, ends):
+        self._slowly("set_ends")
+        for id, end in ends.items():
+            self.records[id]["ends"] = end
+
+    def delete(self, ids):
+        self._slowly("delete")
+        for id in ids:
+            del self.records[id]
+
+    def search(self, vector, wanted, top_k):
+        scores = [(one["id"], float(np.dot(one["vector"], vector))) for one in self.records.values()]
+        return self._slowly("search", sorted(scores, key=lambda pair: -pair[1])[:top_k])
+
+    def _slowly(self, verb, found=None):
+        if self.is_away:
+            raise OSError("connection refused")
+        if verb == self.holds:
+            self.waits += 1
+            assert self.go.wait(30)
+        return found
+
+
+@pytest.mark.parametrize("verb", ["listed", "put", "set_ends", "delete", "search"])
+def test_a_slow_database_holds_up_the_search_that_asks_it_and_no_other_call(tmp_path, verb):
+    """Neither the answers that are checked meanwhile, nor writing, nor the time-out of the search itself."""
+    slow, store = Slow(verb), Store(tmp_path)
+    store.add([Entry(content=f"automobile {number}", id=f"car{number}") for number in range(4)])
+    made = Retriever(store, Index(tmp_path / "index", RemoteVectors(lambda: slow, "Milvus")), embed)
+    if verb in ("set_ends", "delete"):
+        made.sync()
+        store.withdraw(["car3"]) if verb == "set_ends" else store.redact(["car3"])
+    knowledge = Knowledge(store, lambda _: made, settings=KnowledgeSettings(retrieval_timeout=0.2))
+    knowledge._retriever = made
+    looking = knowledge.look("automobile", Ask("on"))
+    while not slow.waits:
+        time.sleep(0.005)
+    assert knowledge.prepare(looking, len).decision == "late"
+    assert store.lock.acquire(timeout=10)  # of the thread that waits, were it held
+    store.lock.release()
+    done = threading.Thread(target=knowledge.write, args=(lambda store: store.add([Entry(content="tea", id="new")]),))
+    done.start()
+    done.join(10)
+    assert not done.is_alive()
+    if verb != "search":  # others search on, by words until the database has caught up
+        assert "new" in ids(knowledge.search("tea", Ask("on")).hits)
+    slow.go.set()
+    looking.future.result(30)
+    made.sync()
+    assert ids(made.search("car"))[0].startswith("car") and made.search("car")[0].dense_rank == 1
+    live = {row.begins for row in store.rows if not row.is_redacted}
+    assert set(slow.records) == live and made.index.lacking() == []
+    assert all(slow.records[row.begins]["ends"] == row.ends for row in store.rows if not row.is_redacted)
+
+
+def test_one_call_looks_whether_a_database_is_back_and_the_others_go_on_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.05)
+    slow, store, said = Slow("search"), Store(tmp_path), []
+    slow.go.set()
+    store.add([Entry(content="automobile", id="a")])
+    made = Retriever(store, Index(tmp_path / "index", RemoteVectors(lambda: slow, "Milvus")), embed, say=said.append)
+    assert made.search("car")[0].dense_rank == 1
+    slow.is_away = True
+    assert made.search("automobile")[0].dense_rank is None
+    slow.is_away = False
+    slow.go.clear()
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", 60)
+    time.sleep(0.06)
+    first = threading.Thread(target=made.search, args=("car",))
+    waited = slow.waits
+    first.start()
+    while slow.waits == waited:
+        time.sleep(0.005)
+    assert [made.search("automobile")[0].dense_rank for _ in range(3)] == [None] * 3
+    slow.go.set()
+    first.join(10)
+    assert made.search("car")[0].dense_rank == 1 and len(said) == 1, said
 
 
 # -- rerankers

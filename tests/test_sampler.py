@@ -230,6 +230,38 @@ def test_json_is_an_object(grammars, tokenizer):
     assert isinstance(json.loads(written(grammars, "json", tokenizer, 1, limit=5000)), dict)
 
 
+CALLED = '<tool_call>\n{"name": "f", "arguments": {"n": 3}}\n</tool_call>'
+CALL = {"type": "object", "properties": {"name": {"const": "f"}, "arguments": {"type": "object", "required": ["n"]}},
+        "required": ["name", "arguments"]}  # fmt: skip
+
+
+def taken(grammars: Grammars, grammar: str, ids: list[int]) -> bool:
+    """Whether the answer of these tokens keeps to the grammar and may end."""
+    matcher = grammars.matcher(grammar)._matcher
+    return all(matcher.consume_token(token) for token in ids) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize("is_spelled", [False, True])
+def test_a_call_keeps_to_its_schema_whether_its_mark_is_a_token_or_spelled(grammars, tokenizer, is_spelled):
+    def encoded(text: str) -> list[int]:
+        parts = text if is_spelled else [text]
+        return [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False)]
+
+    free = "calls:" + json.dumps(CALL)
+    either = "form-or-calls:" + json.dumps({"form": SCHEMA, "call": CALL})
+    formed, wrong = '{"名称": "moon", "n": 5}', CALLED.replace('"n"', '"m"')
+    assert [taken(grammars, free, encoded(text)) for text in ("", "Hm.", f"Hm. {CALLED} so", formed, wrong)] == [
+        True, True, True, True, False,
+    ]  # fmt: skip
+    twice = f"{CALLED}\n{CALLED}"
+    assert [taken(grammars, either, encoded(text)) for text in ("Hm.", CALLED, twice, formed, wrong)] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+    anything = "form-or-calls:" + json.dumps({"form": {}, "call": CALL})
+    assert [taken(grammars, anything, encoded(text)) for text in ("[1]", CALLED, "Hm.")] == [True, True, False]
+    assert taken(grammars, free, encoded(f"<think>\nhm\n</think>\n\n{CALLED}"))
+
+
 def test_an_equal_grammar_is_compiled_once_and_starts_afresh(grammars, tokenizer):
     grammar = "regex:ab"
     for _ in range(2):

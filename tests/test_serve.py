@@ -418,6 +418,80 @@ def test_a_head_without_end_is_cut_off(server):
     assert server.ask(max_tokens=1).status_code == 200
 
 
+def told(server: Server, raw: bytes) -> tuple[bytes, bytes]:
+    """Head and body of what the server answers to these bytes before it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(30)
+        connection.sendall(raw)
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    return head, body
+
+
+def asking(*lines: str, version: str = "1.1", **fields) -> bytes:
+    body = json.dumps({"messages": messages(), "max_tokens": 3, **fields})
+    head = [f"POST {CHAT} HTTP/{version}", "Host: localhost", "Content-Type: application/json", *lines]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", body]).encode()
+
+
+def test_a_client_of_http_1_0_gets_a_stream_without_chunks(server):
+    head, body = told(server, asking(version="1.0", stream=True))
+    assert head.startswith(b"HTTP/1.1 200") and b"transfer-encoding" not in head
+    events = body.decode().split("\n\n")
+    assert all(event.startswith("data: ") for event in events[:-1]) and events[-2:] == ["data: [DONE]", ""]
+    head, body = told(server, asking(version="1.0"))
+    assert int(re.search(rb"content-length: (\d+)", head)[1]) == len(body) and "choices" in json.loads(body)
+
+
+def test_an_offer_of_another_protocol_is_passed_over_request_after_request(server):
+    offer = "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAA"
+    whole = asking(*offer)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(30)
+        for cut in (len(whole), whole.index(b"\r\n\r\n") + 4):  # the body with the head, and after it
+            connection.sendall(whole[:cut])
+            connection.sendall(whole[cut:])
+            answer = b""
+            while not answer.endswith(b"}}"):
+                answer += connection.recv(65536) or b"}}"
+            assert answer.startswith(b"HTTP/1.1 200") and b'"choices"' in answer
+    head, body = told(server, asking("Connection: close", user="\r\n\r\nUpgrade: x\r\nupgrade: y"))
+    assert head.startswith(b"HTTP/1.1 200") and b'"choices"' in body
+
+
+def test_head_is_get_without_the_body_and_a_slash_at_the_end_means_nothing(server):
+    with server.client() as client:
+        for path in ("/", "/health", "/v1/models", "/v1/models/fake"):
+            got, head = client.get(path), client.head(path)
+            assert (head.status_code, head.text) == (got.status_code, "")
+            assert head.headers["content-length"] == str(len(got.content))
+        assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+        assert client.post(f"{CHAT}/", json={"messages": messages(), "max_tokens": 1}).status_code == 200
+        assert client.head(CHAT).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/v1/responses", "/v1/chat/completions"),
+        ("/v1/embeddings", "no embeddings"),
+        ("/chat/completions", "it is /v1/chat/completions"),
+        ("/v1/nothing", "/docs"),
+    ],
+)
+def test_who_asks_for_a_route_that_there_is_not_hears_where_to_go(server, path, says):
+    with server.client() as client:
+        answer = client.post(path, json={"model": "x", "input": "hi"})
+    assert answer.status_code == 404 and says in answer.json()["error"]["message"]
+
+
+def test_a_connection_serves_on_after_a_refusal(server):
+    whole = asking(), asking("Connection: close")
+    refused = asking().replace(b"max_tokens", b"max_tokins"), asking().replace(CHAT.encode(), b"/v1/nothing")
+    for one in refused:
+        _, body = told(server, one + whole[0] + whole[1])
+        assert body.count(b'"choices"') == 2
+
+
 def test_what_is_no_http_at_all_is_refused(server):
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"\x16\x03\x01 what is this\r\n\r\n")

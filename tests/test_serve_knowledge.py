@@ -1,22 +1,39 @@
 """Knowledge on a real server: routes, chats that stand on entries, snapshots and canaries that releases name."""
 
+import asyncio
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import closing
 
+import httpx2
+import openai
 import pytest
+from fastapi import FastAPI
 from serving import Server, serving, wait_until
 from small_models import make_base
 
+from evergreen.knowledge import log as knowledge_log
+from evergreen.knowledge import purges
+from evergreen.knowledge.answer import Knowledge
+from evergreen.knowledge.cache import Cache, Value
+from evergreen.knowledge.cache import Key as CacheKey
+from evergreen.knowledge.index import Index
+from evergreen.knowledge.prompt import Source
+from evergreen.knowledge.retrieve import Retriever
 from evergreen.knowledge.store import Store
 from evergreen.model.find import version_digest
 from evergreen.records import BadInput, Entry
 from evergreen.registry import Registry
 from evergreen.registry.knowledge import Pinned, serve_knowledge
 from evergreen.registry.knowledge import serving as what_is_served
+from evergreen.serve.door import Door, handle_errors
+from evergreen.serve.keys import Keys
+from evergreen.serve.knowledge import Standing, knowledge_routes
 from evergreen.serve.split import arm_of, session_of, user_of
 
 ASKED = "How much does the Nordlys Q7 lamp cost?"
@@ -150,9 +167,8 @@ def test_redacting_takes_the_words_off_the_disk(server, entries):
     secret = "The zanzibarium code is 8841."
     id = admin(server, "POST", json={"content": secret}).json()["id"]
     assert admin(server, "DELETE", f"/{id}?redact=true").status_code == 200
-    assert not any(
-        b"zanzibarium" in path.read_bytes() for path in (server.home / "knowledge").rglob("*") if path.is_file()
-    )
+    files = [path for path in (server.home / "knowledge").rglob("*") if path.is_file()]
+    assert not [path.name for path in files if b"zanzibarium" in path.read_bytes()]
     [version] = admin(server, "GET", f"/{id}/history").json()["data"]
     assert version["redacted"] and version["content"] == ""
 
@@ -179,6 +195,51 @@ def test_redacting_takes_the_words_off_the_disk(server, entries):
 def test_what_cannot_be_done_is_one_line_in_openais_shape(server, entries, method, path, sent, status, word):
     answer = admin(server, method, path, json=sent) if sent is not None else admin(server, method, path)
     assert answer.status_code == status and word in answer.json()["error"]["message"], answer.text
+
+
+def test_withdrawing_again_does_no_harm(server, entries):
+    first = admin(server, "DELETE", "/lamp").json()
+    assert admin(server, "DELETE", "/lamp").json() == first
+    redacted = admin(server, "DELETE", "/lamp?redact=true").json()
+    assert admin(server, "DELETE", "/lamp?redact=true").json() == redacted and redacted["n"] > first["n"]
+
+
+def test_a_redaction_that_a_full_disk_stops_is_out_of_the_caches_and_can_be_repeated(tmp_path, monkeypatch):
+    store, cache = Store(tmp_path), Cache(tmp_path / "cache")
+    store.add([Entry("The code is kumquat.", "code")])
+    knowledge = Knowledge(store, lambda store: Retriever(store, Index(tmp_path / "index")), cache=cache)
+    app = FastAPI()
+    handle_errors(app)
+    knowledge_routes(app, Door(Keys(), 1 << 20), knowledge, Standing(Registry(tmp_path), lambda: "live", "a model"))
+    source = Source(1, "code", "1.0.0", "", "", "", "2026-01-01", "")
+    key = CacheKey.of("?", epoch=cache.epoch(), sources=[source])
+    assert cache.put(key, Value("kumquat [1]", [], {}, is_checked=True), ["code"], 600)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(knowledge_log, "write_atomic", full)
+    monkeypatch.setattr(purges, "append", full)
+    failed = ask_app(app, "DELETE", f"{ADMIN}/code?redact=true")
+    assert failed.status_code == 503 and "clearing the log's files" in failed.json()["error"]["message"]
+    assert cache.get(key) is None and b"kumquat" not in b"".join(
+        path.read_bytes() for path in (tmp_path / "cache").iterdir()
+    )
+    monkeypatch.undo()
+    assert ask_app(app, "DELETE", f"{ADMIN}/code?redact=true").status_code == 200
+    assert not any(b"kumquat" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert [one["op"] for one in store.audit()] == ["add", "redact"]
+
+
+def ask_app(app: FastAPI, method: str, path: str) -> httpx2.Response:
+    """An application without a server."""
+
+    async def asked() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.request(method, path)
+
+    return asyncio.run(asked())
 
 
 # -- chats
@@ -259,6 +320,40 @@ def test_a_wish_that_cannot_be_met_is_refused(server, entries, more, param):
     assert plain.status_code == 400 and "chat" in plain.json()["error"]["message"]
 
 
+def test_a_stream_that_waits_for_its_check_is_not_silent(tmp_path, base):
+    """Comment lines, which the openai package leaves out; what fails behind one is the stream's last event."""
+    flags = {"FAKE_TEXT": TOLD, "FAKE_STEP_SECONDS": "0.03", "FAKE_KEEP_ALIVE_SECONDS": "0.2"}
+    held = body(temperature=0.7, stream=True)  # which no cache answers
+    with serving(tmp_path / "home", "--model", base, **flags) as server:
+        assert admin(server, "POST", json=LAMP).status_code == 201
+        with server.client() as client, client.stream("POST", "/v1/chat/completions", json=held) as answer:
+            lines = list(answer.iter_lines())
+        first = next(place for place, line in enumerate(lines) if line.startswith("data:"))
+        assert lines[:first] == [": keep-alive", ""] * (first // 2) and first > 2
+        assert ": keep-alive" not in lines[first:] and lines[-2:] == ["data: [DONE]", ""]
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+        chunks = client.chat.completions.create(model=base, **held)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TOLD
+        with server.client() as client, client.stream("POST", "/v1/chat/completions", json=held) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == ": keep-alive"
+            server.engine().kill()
+            left = [line for line in lines if line.startswith("data:")]
+        assert answer.status_code == 200 and '"error"' in left[0] and left[1:] == ["data: [DONE]"]
+
+
+def test_who_hangs_up_while_the_answer_waits_for_its_check_frees_the_engine(tmp_path, base):
+    flags = {"FAKE_TEXT": TOLD * 20, "FAKE_STEP_SECONDS": "0.05", "FAKE_KEEP_ALIVE_SECONDS": "0.1"}
+    with serving(tmp_path / "home", "--model", base, **flags) as server:
+        assert admin(server, "POST", json=LAMP).status_code == 201
+        with server.client() as client, client.stream("POST", "/v1/chat/completions", json=body(stream=True)) as answer:
+            assert next(answer.iter_lines()) == ": keep-alive"
+            assert "evergreen_requests_running 1" in re.sub(r"\{[^}]*\}", "", client.get("/metrics").text)
+        with server.client() as client:
+            wait_until(lambda: re.search(r"evergreen_requests_running(\{[^}]*\})? 0", client.get("/metrics").text), 10)
+        assert "Traceback" not in server.text
+
+
 def test_several_choices_are_each_checked(server, entries):
     answer = chat(server, n=3)
     assert [choice["message"]["content"] for choice in answer["choices"]] == [TOLD] * 3
@@ -324,6 +419,52 @@ def test_a_poisoned_snapshot_answers_nothing_after_the_rollback_caches_included(
     assert not answer["evergreen"]["cached"] and not versions & {
         one["version"] for one in answer["evergreen"]["sources"]
     }
+
+
+def test_a_change_that_a_pinned_release_does_not_show_is_told_of(server, entries):
+    """As the command line does; what is redacted is out of snapshots, too."""
+    snapshot = admin(server, "POST", "/publish", json={}).json()["snapshot"]
+    assert "warning" not in admin(server, "PATCH", "/lamp", json={"title": "Nordlys Q7"}).json()
+    admin(server, "POST", "/rollback", json={"snapshot": snapshot})
+    told = [admin(server, "POST", json={"content": "The Orn chair weighs 7 kg.", "id": f"chair{snapshot}"}),
+            admin(server, "PATCH", "/lamp", json={"content": "It costs 13 dollars."}),
+            admin(server, "DELETE", "/lamp")]  # fmt: skip
+    warnings = [answer.json()["warning"] for answer in told]
+    assert all(line.startswith(f"answers come from snapshot {snapshot}, which ") for line in warnings)
+    assert len(set(warnings)) == 3 and text_of(chat(server)) == TOLD
+    assert "warning" not in admin(server, "DELETE", "/lamp?redact=true").json()
+    assert text_of(chat(server)) != TOLD or chat(server)["evergreen"]["sources"] == []
+    admin(server, "POST", "/live", json={})
+    admin(server, "POST", "/canary", json={"snapshot": snapshot, "share": 0.3})
+    told = admin(server, "DELETE", f"/chair{snapshot}").json()["warning"]
+    assert told.startswith(f"30% of the users are answered from snapshot {snapshot}, which stays as it was")
+    admin(server, "POST", "/live", json={})
+    assert what_is_served(Registry(server.home)) == {"stable": "live", "candidate": str(snapshot), "share": 0.0}
+    assert "warning" not in admin(server, "POST", json={"content": "x"}).json()
+
+
+def test_a_server_that_was_started_with_a_model_does_not_follow_and_everybody_hears_of_it(tmp_path, base):
+    home = tmp_path / "home"
+    registry = Registry(home, digest=version_digest)
+    registry.promote(registry.create(base).id, force="the first")
+    store = Store(home / "knowledge")
+    store.add([Entry(LAMP["content"], "lamp")])
+    store.publish()
+    command = [sys.executable, "-m", "evergreen", "knowledge", "rollback", "1", "--home", str(home)]
+    with serving(home, "--model", base, FAKE_TEXT=TOLD) as server:
+        for path, sent in (("rollback", {"snapshot": 1}), ("canary", {"snapshot": 1, "share": 0.5}), ("live", {})):
+            refused = admin(server, "POST", f"/{path}", json=sent)
+            assert refused.status_code == 400 and "start it without --model" in refused.json()["error"]["message"]
+        assert registry.alias("stable").knowledge == "live"
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "a server of this home was started with --model" in said.stderr and said.stderr.count("\n") == 1
+        wait_until(lambda: "stable answers from knowledge snapshot 1, and this server from" in server.text)
+        store.update("lamp", content="The Nordlys Q7 lamp costs 42 dollars, as ever.")
+        answer = chat(server)
+        assert answer["evergreen"]["snapshot"] is None and answer["evergreen"]["sources"][0]["version"] == "1.0.1"
+        assert admin(server, "GET", "/snapshots").json()["serving"]["stable"] is None
+        assert "warning" not in admin(server, "DELETE", "/lamp").json()
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
 
 
 def test_a_canary_is_sticky_has_its_share_and_ends_with_a_rollback(server, entries):

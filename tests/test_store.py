@@ -1,5 +1,6 @@
 """The knowledge log and the entries made from it."""
 
+import json
 import os
 import random
 import signal
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from evergreen.knowledge import log as knowledge_log
-from evergreen.knowledge.store import Store, bumped, is_visible, utc_now
+from evergreen.knowledge.entries import bumped, utc_now
+from evergreen.knowledge.store import Store, is_visible
 from evergreen.records import BadInput, Entry, Failure
+
+BENCH = Path(__file__).resolve().parents[1] / "bench" / "knowledge.py"
 
 WRITER = """
 import sys
@@ -31,6 +35,13 @@ def start_writer(folder: Path, name: str, count: int = 100_000) -> subprocess.Po
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, str(folder), name, str(count)], stdout=subprocess.PIPE, text=True
     )
+
+
+def bench(*words: str) -> dict:
+    """What the benchmark's sections say; one that sees a broken promise fails."""
+    done = subprocess.run([sys.executable, str(BENCH), *words, "--json"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def contents(store: Store, n: int | None = None) -> dict[str, str]:
@@ -166,6 +177,75 @@ def test_a_torn_tail_is_cut_off_with_a_message(tmp_path):
         again.update("a", content="next")
         assert len(said) == 1 and f"{size} bytes" in said[0]
         assert contents(Store(tmp_path)) == {"a": "next"}
+
+
+@pytest.mark.parametrize("place", [0, 4, 12, 40, -3])
+def test_a_damaged_last_line_is_refused_and_not_cut(tmp_path, place):
+    """It was acknowledged: a crash leaves no newline, or zeros."""
+    store = Store(tmp_path)
+    for name in "ab":
+        store.add([Entry(content=name, id=name)])
+    path = tmp_path / "log" / "000001.jsonl"
+    whole = path.read_bytes()
+    lines, last = whole.splitlines(keepends=True)[:-1], bytearray(whole.splitlines(keepends=True)[-1])
+    last[place] ^= 1
+    damaged = b"".join(lines) + last
+    path.write_bytes(damaged)
+    said: list[str] = []
+    late = Store(tmp_path, said.append)
+    for call in (late.refresh, lambda: late.add([Entry(content="c", id="c")]), lambda: late.redact(["a"])):
+        with pytest.raises(Failure, match=f"damaged at byte {len(b''.join(lines))}"):
+            call()
+    assert path.read_bytes() == damaged and not said
+    path.write_bytes(whole)
+    assert contents(late) == {"a": "a", "b": "b"}
+
+
+def test_what_a_power_failure_leaves_of_an_append_is_cut_and_of_an_acknowledged_one_is_not(tmp_path):
+    """Blocks that never reached the disk read as zeros, also before others that did."""
+    store = Store(tmp_path)
+    store.add([Entry(content="whole", id="a")])
+    path = tmp_path / "log" / "000001.jsonl"
+    whole = path.read_bytes()
+    store.add([Entry(content="x" * 300, id=f"b{number}") for number in range(3)])
+    lines = path.read_bytes()[len(whole) :].splitlines(keepends=True)
+    holes = [bytes(4096), bytes(100) + lines[0][100:], bytes(100) + lines[0][100:] + lines[1] + lines[2][:50],
+             lines[0] + lines[1][:30] + bytes(40) + lines[1][70:]]  # fmt: skip
+    for hole in holes:
+        path.write_bytes(whole + hole)
+        said: list[str] = []
+        again = Store(tmp_path, said.append)
+        assert contents(again) == {"a": "whole"}
+        again.publish()
+        assert len(said) == 1 and f"{len(hole)} bytes" in said[0]
+        assert contents(Store(tmp_path)) == {"a": "whole"}
+    path.write_bytes(whole + bytes(100) + lines[0][100:] + lines[1] + lines[2])
+    with pytest.raises(Failure, match="damaged at byte"):
+        Store(tmp_path).add([Entry(content="next")])
+
+
+def test_a_reader_in_whose_reading_a_tail_is_cut_reads_again(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.add([Entry(content="one", id="a")])
+    whole = (tmp_path / "log" / "000001.jsonl").read_bytes()
+    store.add([Entry(content="two", id="b")])
+    reader, given = Store(tmp_path), [whole + b'{"crc":"0000torn' + b'e":3}\n']
+    read = knowledge_log.Log._rest_of
+    monkeypatch.setattr(knowledge_log.Log, "_rest_of", lambda log, path: given.pop() if given else read(log, path))
+    assert contents(reader) == {"a": "one", "b": "two"}
+
+
+def test_a_redaction_does_not_rewrite_a_log_that_was_damaged_since_it_was_read(tmp_path):
+    store = Store(tmp_path)
+    for name in "abc":
+        store.add([Entry(content=f"content {name}", id=name)])
+    path = tmp_path / "log" / "000001.jsonl"
+    damaged = path.read_bytes().replace(b"content b", b"content x")
+    with open(path, "rb+") as file:
+        file.write(damaged)
+    with pytest.raises(Failure, match="damaged at byte"):
+        store.redact(["a"])
+    assert path.read_bytes().startswith(damaged) and "a" not in contents(store)
 
 
 def test_a_torn_tail_behind_many_appends_is_a_tail_still(tmp_path):
@@ -356,6 +436,48 @@ def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(tmp_path):
         acknowledged = count // 3
 
 
+@pytest.mark.slow
+def test_kills_in_changes_of_every_kind_lose_nothing_and_leave_nothing_that_was_redacted():
+    """Adding, updating, withdrawing, redacting, publishing, compacting; 200 of the benchmark's 1,000."""
+    done = bench("--sections", "kills", "--kills", "200")["kills"]
+    assert done["kills"] == 200 and done["acknowledged"] > 100 and done["in_flight"]
+
+
+def test_what_a_killed_rewrite_left_is_gone_with_what_is_redacted_later(tmp_path, monkeypatch):
+    """Its unfinished files hold what was not redacted then."""
+    store = Store(tmp_path)
+    store.add([Entry(content="one SECRET", id="a"), Entry(content="other", id="b")])
+    late, first = Store(tmp_path), (tmp_path / "log" / "000001.jsonl").read_bytes()
+    late.add([Entry(content="x")])
+    for name in (".000001-1.jsonl.x1y2z3_4", "000001-1.jsonl", "000009.jsonl"):
+        (tmp_path / "log" / name).write_bytes((tmp_path / "log" / "000001.jsonl").read_bytes())
+    late.redact(["a"])
+    assert not any(b"SECRET" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert len(contents(store)) == len(contents(Store(tmp_path))) == 2
+    (tmp_path / "log" / "000001.jsonl").write_bytes(first)  # killed before it removed the old one
+    (tmp_path / "log" / "000001.jsonl.bak").write_bytes(b"somebody's own")
+    Store(tmp_path).add([Entry(content="y")])
+    assert {path.name for path in (tmp_path / "log").iterdir()} == {"000001-1.jsonl", "000001.jsonl.bak"}
+
+
+def test_an_older_manifest_is_refused_by_the_next_write_and_nothing_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(knowledge_log, "SEGMENT_BYTES", 500)
+    store = Store(tmp_path)
+    store.add([Entry(content="first", id="a")])
+    older = (tmp_path / "manifest.json").read_bytes()
+    for number in range(8):
+        store.add([Entry(content=f"entry {number}", id=f"e{number}")])
+    newer = (tmp_path / "manifest.json").read_bytes()
+    names = sorted(path.name for path in (tmp_path / "log").iterdir())
+    (tmp_path / "manifest.json").write_bytes(older)
+    with pytest.raises(Failure, match=r"000002.jsonl begins with change .* bring back the manifest"):
+        Store(tmp_path).add([Entry(content="late")])
+    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == names
+    assert (tmp_path / "manifest.json").read_bytes() == older
+    (tmp_path / "manifest.json").write_bytes(newer)
+    assert len(contents(Store(tmp_path))) == 9
+
+
 def test_two_writers_take_turns_while_others_read(tmp_path):
     writers = [start_writer(tmp_path, name, 60) for name in ("left", "right")]
     reader, sizes = Store(tmp_path), []
@@ -366,6 +488,11 @@ def test_two_writers_take_turns_while_others_read(tmp_path):
     assert len(contents(reader)) == 2 * 60 * 3
     numbers = [change["n"] for change in Store(tmp_path).audit()]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_four_processes_read_whole_writes_only_while_one_and_while_two_write():
+    for done in bench("--sections", "processes", "--seconds", "0.7")["processes"].values():
+        assert len(done["reads_per_second"]) == 4 and all(map(all, done.values())), done
 
 
 def test_versions_rise_by_their_parts():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from evergreen.engine.base import Logprob, Request, TokenLogprobs
+from evergreen.engine.grammar import CALLS, FORM_OR_CALLS
 from evergreen.records import BadInput, Sampling
 
 
@@ -138,6 +139,7 @@ class LlamaCpp:
 
     def _grammar(self, grammar: str) -> dict[str, Any]:
         kind, _, text = grammar.partition(":")
+        _refuse_calls(kind, "llama.cpp")
         if kind == "regex":
             raise BadInput("llama.cpp takes no regular expressions: use --engine embedded, or a JSON schema")
         return {"json_schema": json.loads(text) if text else {"type": "object"}} if grammar else {}
@@ -166,8 +168,17 @@ def _refuse(sampling: Sampling, names: Sequence[str], server: str) -> None:
         raise BadInput(f"{server} cannot be told {', '.join(wanted)}: leave it out, or use --engine embedded")
 
 
+def _refuse_calls(kind: str, server: str) -> None:
+    if kind in (CALLS, FORM_OR_CALLS):
+        raise BadInput(
+            f"{server} is not told to hold tool calls to a schema where an answer may be something else: leave out "
+            "`strict` or the form, give `tool_choice` required, or use --engine embedded"
+        )
+
+
 def _structured(grammar: str) -> dict[str, Any]:
     kind, _, text = grammar.partition(":")
+    _refuse_calls(kind, "vLLM")
     if kind == "schema":
         return {"structured_outputs": {"json": json.loads(text)}}
     if kind == "regex":

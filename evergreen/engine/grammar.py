@@ -1,4 +1,5 @@
-"""Answers that keep to a form: JSON, a JSON schema or a regular expression, as masks over the vocabulary.
+"""Answers that keep to a form: JSON, a JSON schema, a regular expression or calls of tools, as masks over the
+vocabulary.
 
 Promises: a finished answer is in the form, the whole of it: with a model that thinks, there is no room for a thought.
 (An answer cut off by max_new_tokens is a beginning of one.) A form that cannot be kept exactly is refused, keyword
@@ -10,6 +11,7 @@ beforehand and large schemas a second, without Python's lock, so that another th
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Container
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_COMPILED = 256
 SPACES = {"whitespace_pattern": r"[ \n\r\t]{1,32}"}  # without an end a small model indents for ever
+CALLS, FORM_OR_CALLS = "calls", "form-or-calls"
+CALL_MARKS, THOUGHT_MARKS = ("<tool_call>", "</tool_call>"), ("<think>", "</think>")
 
 
 class Matcher:
@@ -98,7 +102,8 @@ class Grammars:
     def _compile(self, grammar: str) -> Any:
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokens(), _definition(grammar), log_level=0)
+        tokens = self._tokens()
+        matcher = LLMatcher(tokens, _definition(grammar, self._tokenizer.get_added_vocab()), log_level=0)
         if matcher.is_error():
             kind = "regular expression" if grammar.startswith("regex:") else "JSON schema"
             raise BadInput(f"the {kind} cannot be kept to: {_one_line(matcher.get_error())}")
@@ -127,16 +132,26 @@ class Grammars:
         return self._vocabulary
 
 
+def leaves_text(grammar: str) -> bool:
+    """Whether `Sampling.grammar` has room for text of any kind, thoughts and citations too."""
+    return not grammar or grammar.startswith(f"{CALLS}:")
+
+
 def check(grammar: str) -> None:
     """Raises BadInput when `Sampling.grammar` names no form that can be kept to; needs neither model nor tokenizer."""
     from llguidance import LLMatcher
 
-    if error := LLMatcher.validate_grammar(_definition(grammar)):
-        kind = "regular expression" if grammar.startswith("regex:") else "JSON schema"
+    kind, _, text = grammar.partition(":")
+    if kind in (CALLS, FORM_OR_CALLS):
+        for schema in [text] if kind == CALLS else map(json.dumps, json.loads(text).values()):
+            check(f"schema:{schema}")
+    elif error := LLMatcher.validate_grammar(_definition(grammar)):
+        kind = "regular expression" if kind == "regex" else "JSON schema"
         raise BadInput(f"the {kind} cannot be kept to: {_one_line(error)}")
 
 
-def _definition(grammar: str) -> str:
+def _definition(grammar: str, vocabulary: Container[str] = ()) -> str:
+    """What llguidance reads. `vocabulary` are the tokens that the marks of calls and thoughts may be."""
     from llguidance import LLMatcher
 
     kind, _, text = grammar.partition(":")
@@ -144,16 +159,46 @@ def _definition(grammar: str) -> str:
         return LLMatcher.grammar_from_regex(text)
     if grammar == "json":
         text = '{"type": "object"}'
-    elif kind != "schema":
-        raise BadInput(f'grammar {grammar[:40]!r}: it has to be "json", "schema:" with a JSON schema, or "regex:" with '
-                       "an expression")  # fmt: skip
+    elif kind not in ("schema", CALLS, FORM_OR_CALLS):
+        raise BadInput(f'grammar {grammar[:40]!r}: it has to be "json", "schema:" with a JSON schema, "regex:" with '
+                       'an expression, "calls:" with a schema, or "form-or-calls:" with {form, call}')  # fmt: skip
     try:
-        schema = json.loads(text)
-        schema = schema if isinstance(schema, dict) else {"allOf": [schema]}
+        value = json.loads(text)
+        if kind == FORM_OR_CALLS:
+            return _calls(value["call"], value["form"], vocabulary)
+        if kind == CALLS:
+            return _calls(value, None, vocabulary)
         # what grammar_from_json_schema gives, which compiles all of it to see whether it can and keeps Python's lock
-        return json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": SPACES}}]})
+        return json.dumps({"grammars": [{"json_schema": _spaced(value)}]})
     except (ValueError, RecursionError) as error:
         raise BadInput(f"the JSON schema is not JSON: {_one_line(str(error))}") from None
+
+
+def _spaced(schema: Any) -> dict[str, Any]:
+    return {**(schema if isinstance(schema, dict) else {"allOf": [schema]}), "x-guidance": SPACES}
+
+
+def _calls(call: dict[str, Any], form: dict[str, Any] | None, vocabulary: Container[str]) -> str:
+    """Any text, in which what stands after each opening mark is a `call`; with a `form` either calls alone or that.
+    A mark that is a token of its own is no text to llguidance, and may be spelled in others all the same."""
+    opens, closes = CALL_MARKS
+    spoken = [f"TEXT {mark}" for mark in THOUGHT_MARKS if mark in vocabulary]
+    is_free = form is None
+    before = "TEXT" if is_free else "GAP"
+    rules = {
+        "start": "part* TEXT" if is_free else f"call+ GAP | %json {json.dumps(_spaced(form))}",
+        "part": " | ".join(["call", *spoken]),
+        "call": f"open GAP %json {json.dumps(_spaced(call))} GAP ({_mark(closes, vocabulary)})",
+        "open": f"spelled | {before} {opens}" if opens in vocabulary else "spelled",
+        "spelled[lazy]": f"{before} {json.dumps(opens)}",
+        "GAP": r"/[ \n\r\t]{0,4}/",
+        "TEXT": r"/(.|\n)*/",
+    }
+    return "%llguidance {}\n" + "\n".join(f"{name}: {rule}" for name, rule in rules.items())
+
+
+def _mark(mark: str, vocabulary: Container[str]) -> str:
+    return f"{mark} | {json.dumps(mark)}" if mark in vocabulary else json.dumps(mark)
 
 
 def _one_line(text: str) -> str:

@@ -22,7 +22,7 @@ from evergreen.engine import sampler
 from evergreen.engine.answer import OPEN, Answer, Piece
 from evergreen.engine.base import EngineSettings, Logprob, Output, Request, Stats, TokenLogprobs, check_fits
 from evergreen.engine.block_manager import BlockManager, root_key
-from evergreen.engine.grammar import Grammars
+from evergreen.engine.grammar import Grammars, leaves_text
 from evergreen.engine.scheduler import Scheduler
 from evergreen.engine.sequence import Chunk
 from evergreen.engine.sequence import Sequence as Row
@@ -321,9 +321,9 @@ class Stepper:
         )
 
     def _answer(self, request: Request) -> Answer:
-        """Under a grammar the whole answer is text, whether or not the prompt opens a thought."""
+        """Under a grammar without room for it nothing is a thought, whether or not the prompt opens one."""
         opening = self.tokenizer.decode(list(request.prompt[-8:])).rstrip()
-        in_thought = opening.endswith(OPEN) and not request.sampling.grammar
+        in_thought = opening.endswith(OPEN) and leaves_text(request.sampling.grammar)
         sampling = request.sampling
         return Answer(self.vocabulary.characters(), sampling.stop, in_thought, sampling.include_stop)
 

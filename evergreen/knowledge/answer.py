@@ -292,6 +292,12 @@ class Knowledge:
             self._pool.submit(self.warm)
         return result
 
+    def forget(self) -> None:
+        """What was redacted leaves the index's files before this returns, also those of an index that is being opened.
+        Raises Failure when the disk is full."""
+        self.warm()
+        self._retriever.save()
+
     def reading(self, read: Callable[[Store], Any]) -> Any:
         """What the store says, while nobody else changes it."""
         with self.store.lock:

@@ -17,7 +17,8 @@ whoever writes it how late. See `purges`.
 Promises: when `purge` returns, no `get` that begins later in any process on this home gives out a value that cites one
 of the entries or was made from it, and the values are off the home's disk and, if it can be reached, out of Redis. A
 value expires at the time that `put` set; no hit prolongs it. Only greedy or seeded answers that passed their check are
-kept. No trouble with Redis or the disk costs a request its answer. `purge` raises Failure when the disk is full.
+kept. No trouble with Redis or the disk costs a request its answer. A purge on a full disk forgets every answer; `purge`
+raises Failure, and can be repeated, when not even that can be done.
 Does not: read the knowledge, generate, or wait for another process that is making the same answer.
 """
 
@@ -177,21 +178,32 @@ class Cache:
         return is_kept
 
     def purge(self, ids: Iterable[str]) -> None:
-        """Forget every answer that stands on one of these entries, everywhere, before this returns."""
+        """Forget every answer that stands on one of these entries, everywhere, before this returns; every answer there
+        is where the disk has no room to say which."""
         ids = list(dict.fromkeys(ids))
         if not ids or not self.purges.path.exists():  # nobody has ever cached here
             return
         try:
             with self.purges.locked():
                 self._follow()
-                self.purges.add(ids)
-                self.lines.drop(ids)
+                self._forget(ids)
         except OSError as error:
             raise disk_failure(error, "purging the cache") from None
         finally:
             with self._news:
                 self._follow()
                 self.near.drop(ids)
+
+    def _forget(self, ids: list[str]) -> None:
+        """On the disk. Only within `locked`."""
+        try:
+            self.purges.add(ids)
+            self.lines.drop(ids)
+        except OSError as error:
+            self.near.clear()  # while its names are known
+            self.purges.void()
+            self.lines.clear()
+            self._complain(f"all cached answers are forgotten, the disk could not keep which are to be: {error}")
 
     def clear(self) -> None:
         """Forget every answer."""

@@ -1,4 +1,4 @@
-"""`evergreen knowledge ...`: what the store says, as lines for people and as JSON.
+"""`evergreen knowledge ...`: each command as lines for people and as JSON. What changes is here, what reads in views.
 
 A change is acknowledged here when it is on the disk and out of every cache; the search index follows at the next
 search, and what is redacted is out of it, too, before the command returns."""
@@ -6,25 +6,18 @@ search, and what is redacted is out of it, too, before the command returns."""
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergreen.home import disk_failure, home_dir, write_atomic
+from evergreen.knowledge.console import Apart, progress_bar
 from evergreen.knowledge.documents import (
     PARTS,
-    WIDTH,
-    entry_document,
-    json_line,
     list_of,
-    portable_document,
-    short,
     taken_out,
     verb,
-    version_document,
     written,
 )
-from evergreen.knowledge.store import OPEN, Store, end_of, utc_now
+from evergreen.knowledge.views import Views
 from evergreen.records import BadInput, Entry, EvergreenError, Failure
 
 if TYPE_CHECKING:
@@ -34,16 +27,15 @@ MAX_TOLD = 10  # findings of one kind that an import prints; --json has all
 
 AnswerFrom = Callable[[str, str, float | None, str], dict[str, Any]]
 TokenCounter = Callable[[str], Callable[[str], int]]
-Pinned = Callable[[str], str]
 
 
 def run_knowledge(
-    action: str, given: Any, answer_from: AnswerFrom, token_counter: TokenCounter, pinned: Pinned = lambda home: "live"
+    action: str, given: Any, answer_from: AnswerFrom, token_counter: TokenCounter, apart: Apart = lambda home: ""
 ) -> dict[str, Any]:
     """One `knowledge` command; returns its JSON document. `answer_from(home, "live" or a snapshot's number, share,
-    reason)` and `pinned(home)`, what the stable release answers from, are the registry's, `token_counter(model)` the
-    model room's."""
-    command = Command(given, pinned)
+    reason)` and `apart(home)`, which answers do not come from what is newest, are the registry's,
+    `token_counter(model)` is the model room's."""
+    command = Command(given, apart)
     if action in ("rollback", "canary", "live"):
         return command.serve(action, answer_from)
     if action == "import":
@@ -51,48 +43,8 @@ def run_knowledge(
     return getattr(command, action)()
 
 
-class Command:
-    """What all commands share: the store, whom to tell, who asks. A method is a command."""
-
-    def __init__(self, given: Any, pinned: Pinned):
-        self.pinned = pinned
-        self.given, self.folder = given, home_dir(given.home or None) / "knowledge"
-        self.store = Store(self.folder, self.warn)
-
-    def say(self, line: str = "") -> None:
-        print(line, file=sys.stderr if self.given.json else sys.stdout)
-
-    def warn(self, line: str) -> None:
-        print(line, file=sys.stderr)
-
-    def wanted_id(self, command: str) -> str:
-        if not self.given.id:
-            raise BadInput(f"knowledge {command} wants an entry: evergreen knowledge list shows those there are")
-        return self.store.full_id(self.given.id)
-
-    def wanted_ids(self, command: str) -> "list[str]":
-        found = list(dict.fromkeys(self.store.full_id(id) for id in self.given.ids if id))
-        if not found:
-            raise BadInput(f"knowledge {command} wants entries by id: evergreen knowledge list shows those there are")
-        return found
-
-    def warn_if_pinned(self, what: str) -> None:
-        """A change that answers do not follow is told of: after a rollback they stand on a snapshot."""
-        number = self.pinned(self.given.home)
-        if number != "live":
-            self.warn(f"evergreen: answers come from snapshot {number}, which {what}: evergreen knowledge live "
-                      "answers from what is newest")  # fmt: skip
-
-    @cached_property
-    def cache(self) -> Any:
-        """Asked for before a change, so that a wrong EVERGREEN_CACHE is told of while nothing is changed yet."""
-        from evergreen.knowledge.cache import open_cache
-
-        return open_cache(self.folder, self.warn)
-
-    @property
-    def author(self) -> str:
-        return self.given.author or _user()
+class Command(Views):
+    """A method is a command."""
 
     # -- changing entries
 
@@ -125,8 +77,7 @@ class Command:
         n = self.store.withdraw(ids, self.author, self.given.reason)
         self.purge(ids)
         rows = [self.store.history(id)[-1] for id in ids]
-        is_live = self.pinned(self.given.home) == "live"
-        fate = "in no answer any more" if is_live else "withdrawn"
+        fate = "withdrawn" if self.apart(self.given.home) else "in no answer any more"
         self.say(f"{list_of(ids)} {verb(ids)} {fate}; evergreen knowledge redact would clear the past, too")
         self.warn_if_pinned("stays as it was")
         return taken_out(rows, n)
@@ -164,7 +115,10 @@ class Command:
 
     def purge(self, ids: Sequence[str]) -> None:
         """Out of every cache, this process's or not, before the command returns."""
-        self.cache.purge(ids)
+        try:
+            self.cache.purge(ids)
+        except Failure as error:
+            raise Failure(f"{error}; the change itself is made: run the command again to purge again") from None
 
     # -- importing
 
@@ -177,7 +131,7 @@ class Command:
         _ = self.cache
         importer = Importer(self.store, self._how(token_counter), given.near_duplicates, given.on_bad_row,
                             given.max_file_bytes, self.author, given.reason, self.purge)  # fmt: skip
-        with _progress(given.json) as progress:
+        with progress_bar() as progress:
             report = importer.run([Path(file).expanduser() for file in given.files], given.withdraw_missing, progress)
         self._tell(report)
         if report.added or report.updated or report.withdrawn:
@@ -187,9 +141,9 @@ class Command:
 
     def _how(self, token_counter: TokenCounter) -> Any:
         from evergreen.knowledge.chunk import estimated_tokens
+        from evergreen.knowledge.entries import check, moment_of
         from evergreen.knowledge.importing import How
         from evergreen.knowledge.rows import Columns
-        from evergreen.knowledge.store import check, moment_of
 
         given = self.given
         count = (
@@ -234,141 +188,6 @@ class Command:
         if len(lines) > MAX_TOLD:
             self.say(f"  and {len(lines) - MAX_TOLD:,} more (--json lists all)")
 
-    # -- reading
-
-    def list(self) -> dict[str, Any]:
-        n, when, name = self.moment()
-        wanted = set(self.given.tags)
-        rows = [row for row in self.store.visible(n, when) if wanted <= set(row.entry.tags)][::-1]
-        shown = rows[: self.given.limit or None]
-        for row in shown:
-            self.say(f"{row.entry.id}  {row.entry.version:<7} {row.entry.update_time[:10]}  {short(row.entry)}")
-        if not rows:
-            self.say("no entries: evergreen knowledge add, or evergreen knowledge import FOLDER")
-        elif len(rows) > len(shown):
-            self.say(f"... {len(rows):,} in all (--limit 0)")
-        return {"snapshot": name, "n": n, "total": len(rows), "entries": [entry_document(row) for row in shown]}
-
-    def show(self) -> dict[str, Any]:
-        n, when, name = self.moment()
-        row = self.store.get(self.wanted_id("show"), n)
-        document = entry_document(row)
-        for part, value in document.items():
-            if value and part != "content":
-                self.say(f"{part:<12} {' '.join(value) if part == 'tags' else value}")
-        self.say(f"\n{row.entry.content}")
-        return {"snapshot": name, **document}
-
-    def search(self) -> dict[str, Any]:
-        given, query = self.given, self.given.query
-        if not query.strip():
-            raise BadInput(
-                'knowledge search wants a question: evergreen knowledge search "What does the Acme Cam cost?"'
-            )
-        n, when, name = self.moment()
-        retriever = self.retriever()
-        hits = retriever.search(query, given.top_k, n, when, tuple(given.tags)) if n else []
-        for number, hit in enumerate(hits, 1):
-            entry = hit.row.entry
-            self.say(
-                f"{number}. {entry.id} {entry.version} {entry.update_time[:10]} {entry.source_url} ({hit.score:.3f})"
-            )
-            self.say(f"   {short(entry, 3 * WIDTH)}")
-        if not hits:
-            self.say(
-                "nothing found" if n else "no entries: evergreen knowledge add, or evergreen knowledge import FOLDER"
-            )
-        return {
-            "snapshot": name,
-            "n": n,
-            "results": [entry_document(hit.row) | {"score": float(hit.score)} for hit in hits],
-        }
-
-    def history(self) -> dict[str, Any]:
-        rows = self.store.history(self.wanted_id("history"))
-        for row in rows:
-            text = "(redacted)" if row.is_redacted else short(row.entry)
-            who = f"{row.author}  {row.reason}".rstrip()
-            self.say(f"{row.begins:>6}  {row.at[:16]}  {row.op:<8} {row.entry.version:<7} {who}\n        {text}")
-        if rows[-1].ends != OPEN:
-            last = self.store.audit(rows[-1].entry.id)[-1]
-            who = f"{last['author']}  {last['reason']}".rstrip()
-            self.say(f"{last['n']:>6}  {last['at'][:16]}  {last['op']:<8} {'':<7} {who}")
-        return {"id": rows[0].entry.id, "versions": [version_document(row) for row in rows]}
-
-    def diff(self) -> dict[str, Any]:
-        if len(self.given.states) != 2:
-            raise BadInput(
-                f"knowledge diff wants two states, got {len(self.given.states)}: evergreen knowledge diff 1 live"
-            )
-        first, second = (self.store.at(state) for state in self.given.states)
-        found = self.store.diff(first, second)
-        marks = {"added": "+", "removed": "-", "updated": "~"}
-        for kind, rows in found.items():
-            for row in rows:
-                self.say(f"{marks[kind]} {row.entry.id} {row.entry.version:<7} {short(row.entry)}")
-        if not any(found.values()):
-            self.say("no difference")
-        return {"from": self.given.states[0], "to": self.given.states[1]} | {
-            kind: [entry_document(row) for row in rows] for kind, rows in found.items()
-        }
-
-    def audit(self) -> dict[str, Any]:
-        id = self.store.full_id(self.given.id)
-        if id:
-            self.store.history(id)  # complains of an unknown one
-        changes = self.store.audit(id)
-        shown = changes[-self.given.limit :] if self.given.limit else changes
-        for change in shown:
-            about = f"{change['op']:<8} {change['id']:<12} {change['author']}  {change['reason']}"
-            self.say(f"{change['n']:>6}  {change['at'][:19]}  {about}".rstrip())
-        if len(changes) > len(shown):
-            self.say(f"... the last {len(shown):,} of {len(changes):,} (--limit 0)")
-        return {"total": len(changes), "changes": shown}
-
-    def export(self) -> dict[str, Any]:
-        n, when, name = self.moment()
-        rows = list(self.store.rows) if self.given.all else list(self.store.visible(n, when))
-        lines = [json_line(version_document(row) if self.given.all else portable_document(row)) for row in rows]
-        file = self.given.file
-        if not file:
-            raise BadInput("knowledge export wants a file, or - for stdout: evergreen knowledge export entries.jsonl")
-        if file == "-":
-            if self.given.json:
-                raise BadInput("--json has the last line of stdout, so the entries want a file")
-            sys.stdout.writelines(lines)
-            return {}
-        path = Path(file).expanduser()
-        if path.exists() and not self.given.overwrite:
-            raise BadInput(f"{path} is there already: --overwrite replaces it")
-        if path.is_dir():
-            raise BadInput(f"{path} is a folder: name a file in it")
-        if not path.parent.is_dir():
-            raise BadInput(f"no folder {path.parent} to write into")
-        try:
-            write_atomic(path, "".join(lines))
-        except OSError as error:
-            raise disk_failure(error, f"writing {path}") from None
-        self.say(f"{len(rows):,} {'versions' if self.given.all else 'entries'} in {path}")
-        return {"file": str(path), "rows": len(rows), "snapshot": name, "n": n}
-
-    def moment(self) -> tuple[int, str, str | int]:
-        """(change number, the time that validity goes by, "live" or the snapshot or the date) that is read."""
-        given, now = self.given, utc_now()
-        if given.as_of and given.snapshot not in ("", "live"):
-            raise BadInput("--snapshot and --as_of name a state each: give one of them")
-        if given.as_of:
-            return self.store.at(given.as_of), end_of(given.as_of), given.as_of
-        n = self.store.at(given.snapshot)
-        if given.snapshot in ("", "live"):
-            return n, now, "live"
-        return n, now, len(self.store.snapshots) if given.snapshot == "latest" else int(given.snapshot)
-
-    def retriever(self, say: Callable[[str], None] | None = None, anew: bool = False) -> Any:
-        from evergreen.knowledge.retrieve import open_retriever
-
-        return open_retriever(self.folder, self.store, say or self.warn, anew)
-
     # -- states
 
     def publish(self) -> dict[str, Any]:
@@ -387,6 +206,8 @@ class Command:
         which = "live" if action == "live" else str(number)
         moved = answer_from(given.home, which, share, given.reason)
         what = "what is newest" if action == "live" else f"snapshot {number}"
+        if warning := moved.get("warning"):
+            self.warn(f"evergreen: {warning}")
         self.say(f"{'answers are' if share is None else f'{share:.0%} of the users are answered'} from {what} "
                  "from the next request on")  # fmt: skip
         return {"snapshot": number or "live", **({"share": share} if share else {}), **moved}
@@ -413,7 +234,7 @@ class Command:
         started = time.monotonic()
         n = self.store.refresh()
         retriever = self.retriever(anew=True)
-        with _progress(self.given.json) as progress:
+        with progress_bar() as progress:
             retriever.sync(progress)
         retriever.save()
         seconds = time.monotonic() - started
@@ -430,40 +251,5 @@ def _content(given: str, what: str) -> str:
     return text.strip()
 
 
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return ""
-
-
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _progress(is_json: bool) -> Any:
-    """A bar with ETA on a terminal, nothing elsewhere: a context that gives `progress(done, total)`."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    @contextmanager
-    def bar():
-        console = Console(stderr=True)
-        columns = (TextColumn("reading"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("ETA"),
-                   TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown:
-            task = shown.add_task("reading", total=None)
-            yield lambda done, total: shown.update(task, completed=done, total=total)
-
-    return bar()

@@ -42,9 +42,10 @@ WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 QUARTERS = "first second third fourth".split()
 
 _MONTH = "(?P<month>" + "|".join(sorted(MONTH_OF, key=len, reverse=True)) + r")\.?(?![a-z])"
-_FIRST = r"(?P<first>\d{1,2})(?:st|nd|rd|th)?"
-_DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?(?!\d|,\d{3}|\.\d)"
+_FIRST = r"(?<![:.])(?P<first>\d{1,2})(?:st|nd|rd|th)?"
+_DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?(?!\d|,\d{3}|\.\d|:\d|\s?[ap]\.?m\b)"
 _TO = r"\s?(?:to|and|until|till|through|-)\s?"
+_IN = "(?:" + "|".join(rf"(?<=\b{word}\s)" for word in "in for by since until early mid late".split()) + ")"
 _FULL_YEAR = r"(?P<year>(?:1[5-9]|20|21)\d\d)(?!\d)"
 _YEAR = r"(?P<year>(?:1[5-9]|20|21)\d\d)(?![\d,]*\d|\.\d)"
 
@@ -75,7 +76,7 @@ FORMS = [
         rf"\b{_DAY}(?:\sof)?\s{_MONTH}",
         rf"\bq(?P<quarter>[1-4])(?:\s(?:of\s)?{_YEAR})?\b",
         rf"\b(?P<quarter_word>{'|'.join(QUARTERS)})\squarter(?:\sof\s{_FULL_YEAR})?",
-        rf"(?<=\bin\s)(?P<month>{'|'.join(MONTHS)})\b",
+        rf"{_IN}(?P<month>{'|'.join(MONTHS)})\b",
         r"(?<![\d:.])(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])(?:\s?(?P<half>[ap])\.?m\b\.?)?",
         r"(?<![\d:.])(?P<hour>1[0-2]|0?\d)\s?(?P<half>[ap])\.?m\b\.?",
         rf"(?P<half>上午|下午|晚上|凌晨|中午|早上|傍晚|清晨)?(?<![\d.])(?P<hour>{_HAN})\s?"

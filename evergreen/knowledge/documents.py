@@ -38,6 +38,11 @@ def taken_out(rows: Sequence[Row], n: int) -> dict[str, Any]:
             "ids": [row.entry.id for row in rows]}  # fmt: skip
 
 
+def unseen(clause: str, what: str) -> str:
+    """The warning that some answers, which `clause` names, do not show a change; `what` says how they have it."""
+    return f"{clause}, which {what}: evergreen knowledge live answers from what is newest"
+
+
 def json_line(document: dict[str, Any]) -> str:
     return json.dumps(document, ensure_ascii=False) + "\n"
 

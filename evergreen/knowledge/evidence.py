@@ -12,7 +12,7 @@ from itertools import permutations
 
 from evergreen.knowledge.dates import MONTH_OF, Date, dated, without
 from evergreen.knowledge.facts import is_negated, quantities
-from evergreen.knowledge.names import NO_NAME_PART, codes, han_names, institutions, latin_names, normal, quoted
+from evergreen.knowledge.names import NO_NAME_PART, codes, han_names, latin_names, normal, quoted
 from evergreen.knowledge.overlap import share_of, stem, stems_of, terms_of
 from evergreen.knowledge.prompt import Source
 from evergreen.knowledge.quantities import Quantity
@@ -21,7 +21,7 @@ from evergreen.knowledge.sentences import split
 ROUGH = Decimal("0.05")  # "about 4,200" may be off by this share, and by less than a step of what it says
 ADJECTIVES = frozenset("n an ian ean ese ish i s ns ans ians".split())
 ALIKE = 0.75  # the share of a claim's words in a clause, from which on a negation more or less is the opposite
-VERSIONED = re.compile(r"([A-Z][A-Za-z]+) ?(\d+(?:\.\d+)*)(?![\w%,]|\.\d)")
+VERSIONED = re.compile(r"([a-z]?[A-Z][A-Za-z]+) ?(\d+(?:\.\d+)*)(?![\w%]|[.,]\d)")
 NUMBERED = re.compile(r"([一-鿿]{2})([一二三四五六七八九十]+|\d+)号")
 _DAY = "(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|(?:周|星期)[一二三四五六日天])"
 WEEKDAY_RANGE = re.compile(rf"{_DAY}\s?(?:to|through|until|-|至|到)\s?{_DAY}")
@@ -34,6 +34,8 @@ DOWN = re.compile(
     "下跌|下降|减少|降低|下调|下滑|缩减|"
     r"\b(?:falls?|fell|fallen|falling|drop(?:s|ped)?|decrease[sd]?|declined?|declines|lowered)\b"
 )
+COMPARES = re.compile("比|相差|差距|贵|便宜|省下|节省|" r"\b(?:than|difference|cheaper|saves?|saving)\b")
+YEARLY = re.compile(r"月.*年|\bmonth.*\b(?:year|annual)")
 
 
 class Claim:
@@ -101,12 +103,16 @@ class Claim:
         return terms_of(without(self.spelled, [*numbers, *(span for _, span in self.dated)]).replace("\0", " "))
 
     def derives(self, quantity: Quantity, used: "list[Evidence]") -> bool:
-        """Whether it is the sum or difference of two others of the sentence that the sources have; a month's or day's
-        number is none."""
+        """Whether it is the sum or difference of two others that the sources have, of the sentence or, where it
+        compares, of theirs; or a year's sum of a month's. A month's or day's number is none."""
         if quantity.noun in ("月", "日", "号"):
             return False
         others = [q.value for q in quantities(self.sentence)
                   if q.unit == quantity.unit and any(one.has_quantity(q) for one in used)]  # fmt: skip
+        if quantity.value in {12 * value for value in others} and YEARLY.search(self.sentence):
+            return True
+        if quantity.unit and COMPARES.search(self.spelled):
+            others += [own.value for one in used for own in one.claim.quantities if own.unit == quantity.unit]
         return any(quantity.value in (a - b, a + b) for a, b in permutations(others, 2))
 
 
@@ -149,11 +155,20 @@ class Evidence:
     def has_quantity(self, wanted: Quantity) -> bool:
         if any(_agree(wanted, own) for own in self.claim.quantities):
             return True
+        if wanted.unit == "day" and wanted.value in self._num_days:
+            return True
         if not wanted.unit and re.search(rf"(?<![\d.]){re.escape(wanted.text)}(?![\d]|[.,]\d)", self.text):
             return True
         if wanted.is_word and (not wanted.unit or wanted.value == 1 or wanted.unit == "month" and wanted.value == 12):
             return not any(_rivals(wanted, own) for own in self.claim.quantities)
         return False
+
+    @cached_property
+    def _num_days(self) -> set[int]:
+        """How long its ranges of days are, both ends counted or not: 7 and 6 of 10月1日至7日."""
+        dated = self.claim.dated
+        pairs = [(one.day, other.day) for one, span in dated for other, same in dated if span == same]
+        return {last - first + more for first, last in pairs if 0 < first < last for more in (0, 1)}
 
     def has_date(self, wanted: Date) -> bool:
         own = [one for one, _ in self.claim.dates]
@@ -184,27 +199,11 @@ class Evidence:
     def has_words(self, words: str) -> bool:
         return re.sub(r"[\W_]+", "", normal(words)) in self.squeezed
 
-    def slip_in(self, claim: Claim, used: "list[Evidence]") -> str:
-        """What the claim has instead of one of its Chinese names, one character different: 陆怀山 for 陆怀川."""
-        for name in self._long_names:
-            for at in range(len(name)):
-                form = re.escape(name[:at]) + f"[^\\W{name[at]}{NO_NAME_PART}a-z0-9_]" + re.escape(name[at + 1 :])
-                match = re.search(form, claim.spelled)
-                if match and not any(one.has_words(match[0]) for one in used):
-                    return match[0]
-        return ""
-
-    @cached_property
-    def _long_names(self) -> list[str]:
-        return [name for name in dict.fromkeys(han_names(self.content)) if len(name) > 2]
-
-    def other_institution(self, claim: Claim, used: "list[Evidence]") -> str:
-        """An institution of the claim where the source has another of its kind only: 法学院 for 医学院."""
-        kinds = {kind for _, kind in institutions(self.content)}
-        for name, kind in institutions(claim.spelled):
-            if kind in kinds and not any(one.has_words(name) for one in used):
-                return name + kind
-        return ""
+    def has_together(self, name: str, number: str) -> bool:
+        """Whether they stand next to each other, or in one clause (version 3.2 of Lark)."""
+        own = rf"(?<![\d.]){re.escape(number)}(?!\.?\d)"
+        is_beside = self.has_words(name + number)
+        return is_beside or any(name in one.text and re.search(own, one.text) for one in self.clauses)
 
     def has_name(self, name: str, claim: Claim) -> bool:
         """Whether a name stands there; in a source of another language it cannot be looked up."""

@@ -48,7 +48,8 @@ NEGATIONS = re.compile(
     r"|couldn't|shouldn't|wouldn't|hasn't|haven't|hadn't|refused|denied)\b|n't\b"
 )
 NO_NEGATIONS = re.compile(
-    "不仅|不但|不同|不断|不久|不少|不过|不错|不足|不到|不超过|不低于|不等|无论|非常|未来|不管|不只|无人机|not only"
+    "不仅|不但|不同|不断|不久|不少|不过|不错|不足|不到|不超过|不低于|不等|无论|非常|未来|不管|不只|无人机|不收费|不要钱"
+    "|not only|costs? nothing|(?:no|without) (?:extra |additional )?(?:charge|cost|fee)"
 )
 
 

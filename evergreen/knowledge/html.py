@@ -9,8 +9,8 @@ from itertools import zip_longest
 from typing import Any
 
 from evergreen.knowledge.chunk import Block
+from evergreen.knowledge.entries import moment_of
 from evergreen.knowledge.parse import Document, joined, row_text
-from evergreen.knowledge.store import moment_of
 from evergreen.records import BadInput
 
 LEFT_OUT = frozenset(

@@ -12,13 +12,11 @@ Does not: rank words against vectors (retrieve does), or make vectors (it is han
 Where vectors are searched is the one thing that varies. `Vectors` is that seam: Embedded here, remote.py.
 """
 
-import hashlib
 import io
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,21 +26,14 @@ from evergreen.home import disk_failure, write_atomic
 from evergreen.knowledge import vectors as vector_files
 from evergreen.knowledge import words as word_cutting
 from evergreen.knowledge.bm25 import Postings
-from evergreen.knowledge.store import OPEN, Row, Store, utc_now
+from evergreen.knowledge.entries import utc_now
+from evergreen.knowledge.store import Row, Store
+from evergreen.knowledge.table import Filter, Table, key_column, milliseconds, text_of
 from evergreen.knowledge.words import words
 from evergreen.records import BadInput
 
 FORMAT = "2"  # of words.npz
 SAVE_ROWS = 2000  # words.npz is written when more rows than these, and than an eighth of it, are not in it
-
-
-@dataclass(frozen=True)
-class Filter:
-    """What may be found: visible at change `n`, valid at `when` (milliseconds since 1970), with every one of `tags`."""
-
-    n: int
-    when: int
-    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,83 +46,28 @@ class Found:
 
 
 class Vectors(Protocol):
-    """Where vectors are kept and searched."""
+    """Where vectors are kept and searched. What may wait for another machine is `carry_out` and `ask`: they are called
+    without a lock, by several threads; the others under the one of who owns the table."""
 
-    def sync(self, table: "Table", changed: Sequence[int] | None) -> list[int]:
-        """Take in new ends and rows that are gone (`changed` None: compare everything); the rows without a vector."""
+    def sync(self, table: Table, changed: Sequence[int] | None) -> None:
+        """Take in new ends and rows that are gone (`changed` None: compare everything)."""
 
-    def put(self, table: "Table", rows: Sequence[int], vectors: np.ndarray) -> None:
-        """Store the vectors [n, dim] of rows."""
+    def put(self, table: Table, rows: Sequence[int], vectors: np.ndarray) -> None:
+        """Store the vectors [n, dim] of rows, with the next `carry_out`."""
 
-    def search(self, table: "Table", vector: np.ndarray, wanted: Filter, top_k: int) -> list[tuple[int, float]]:
-        """(row, cosine) of the nearest rows that pass the filter, best first."""
+    def carry_out(self, wait: bool = True) -> bool:
+        """Do elsewhere what `sync` and `put` have noted; False, without `wait`, when another thread is about it."""
 
+    def lacking(self) -> list[int]:
+        """The rows without a vector, as of the last `sync` and `carry_out`."""
 
-class Table:
-    """What filters need of every row, as columns, in the order of `Store.rows`."""
+    def ask(self, vector: np.ndarray, wanted: Filter, top_k: int) -> Any:
+        """What is found elsewhere."""
 
-    COLUMNS = ("keys", "begins", "ends", "valid_from", "valid_until")
-
-    def __init__(self) -> None:
-        self.keys = np.zeros(0, np.uint64)  # digests of the rows' texts; 0: redacted
-        self.begins, self.ends = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self.valid_from, self.valid_until = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self.rows_of_tag: dict[str, list[int]] = {}
-        self._has_times = False
-        self._kept: tuple | None = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def append(self, rows: Sequence[Row], keys: np.ndarray | None = None) -> None:
-        """`keys` where they are known."""
-        self._kept = None
-        first = len(self)
-        entries = [row.entry for row in rows]
-        columns = {
-            "keys": key_column(rows) if keys is None else keys,
-            "begins": np.array([row.begins for row in rows], np.int64),
-            "ends": np.array([row.ends for row in rows], np.int64),
-            "valid_from": np.array([milliseconds(entry.valid_from, 0) for entry in entries], np.int64),
-            "valid_until": np.array([milliseconds(entry.valid_until, OPEN) for entry in entries], np.int64),
-        }
-        for name in self.COLUMNS:
-            setattr(self, name, np.concatenate([getattr(self, name), columns[name]]))
-        self._has_times = self._has_times or any(entry.valid_from or entry.valid_until for entry in entries)
-        for place, entry in enumerate(entries, first):
-            for tag in entry.tags:
-                self.rows_of_tag.setdefault(tag, []).append(place)
-
-    def end(self, place: int, ends: int) -> None:
-        self.ends[place], self._kept = ends, None
-
-    def forget(self, places: Sequence[int]) -> None:
-        """Redacted rows are never visible."""
-        self.keys[places], self._kept = 0, None
-        if len(places):
-            left = {tag: [row for row in rows if self.keys[row]] for tag, rows in self.rows_of_tag.items()}
-            self.rows_of_tag = {tag: rows for tag, rows in left.items() if rows}
-
-    def visible(self, wanted: Filter) -> np.ndarray:
-        """[rows] bool, whatever their tags; not to be written to. The last is kept: most questions are of now."""
-        seen = (wanted.n, wanted.when if self._has_times else 0)
-        if self._kept is None or self._kept[0] != seen:
-            found = (self.begins <= wanted.n) & (self.ends > wanted.n) & (self.keys != 0)
-            if self._has_times:
-                found &= (self.valid_from <= wanted.when) & (self.valid_until > wanted.when)
-            self._kept = (seen, found)
-        return self._kept[1]
-
-    def tagged(self, tags: Sequence[str]) -> np.ndarray | None:
-        """[rows] bool: those with every one of the tags; None where none is asked for."""
-        if not tags:
-            return None
-        found = np.ones(len(self), bool)
-        for tag in tags:
-            has = np.zeros(len(self), bool)
-            has[self.rows_of_tag.get(tag, [])] = True
-            found &= has
-        return found
+    def search(
+        self, table: Table, vector: np.ndarray, wanted: Filter, top_k: int, asked: Any
+    ) -> list[tuple[int, float]]:
+        """(row, cosine) of the nearest rows that pass the filter, best first. `asked` is what `ask` gave."""
 
 
 class Embedded:
@@ -140,8 +76,9 @@ class Embedded:
     def __init__(self, folder: Path, embedder: str):
         self.file = vector_files.VectorFile(folder, embedder)
         self.slots = np.zeros(0, np.int32)
+        self._is_lacking = np.zeros(0, bool)
 
-    def sync(self, table: Table, changed: Sequence[int] | None) -> list[int]:
+    def sync(self, table: Table, changed: Sequence[int] | None) -> None:
         if changed is None and len(self.slots):
             self.file.forget()  # what was redacted and written again has a new slot
             self.slots = np.zeros(0, np.int32)
@@ -154,13 +91,25 @@ class Embedded:
         lacking = np.flatnonzero((self.slots < 0) & (table.keys != 0))
         if len(lacking):
             self.slots[lacking] = self.file.slots(table.keys[lacking])
-        return np.flatnonzero((self.slots < 0) & (table.keys != 0)).tolist()
+        self._is_lacking = (self.slots < 0) & (table.keys != 0)
 
     def put(self, table: Table, rows: Sequence[int], vectors: np.ndarray) -> None:
         self.file.put(table.keys[rows].tolist(), vectors)
         self.slots[rows] = self.file.slots(table.keys[rows])
+        self._is_lacking[rows] = self.slots[rows] < 0
 
-    def search(self, table: Table, vector: np.ndarray, wanted: Filter, top_k: int) -> list[tuple[int, float]]:
+    def carry_out(self, wait: bool = True) -> bool:
+        return True
+
+    def lacking(self) -> list[int]:
+        return np.flatnonzero(self._is_lacking).tolist()
+
+    def ask(self, vector: np.ndarray, wanted: Filter, top_k: int) -> None:
+        return None
+
+    def search(
+        self, table: Table, vector: np.ndarray, wanted: Filter, top_k: int, asked: None = None
+    ) -> list[tuple[int, float]]:
         allowed = table.visible(wanted)
         if (tagged := table.tagged(wanted.tags)) is not None:
             allowed = allowed & tagged
@@ -168,7 +117,8 @@ class Embedded:
 
 
 class Index:
-    """Words and vectors of one store's rows. Not for two threads at once: Retriever sees to that."""
+    """Words and vectors of one store's rows. Not for two threads at once, but for `carry_out` and `ask`: Retriever sees
+    to that."""
 
     def __init__(self, folder: Path, vectors: Vectors | None = None):
         """folder: of words.npz; vectors: None searches by words alone."""
@@ -183,28 +133,44 @@ class Index:
     # -- taking in what is new
 
     def sync(self, store: Store) -> list[int]:
-        """Take in what the store has got since; the rows without a vector, for `put`."""
+        """Take in what the store has got since; the rows without a vector, for `put`. For one thread: it waits for a
+        database elsewhere."""
+        return self.lacking() if self.take_in(store) and self.carry_out() else []
+
+    def take_in(self, store: Store) -> bool:
+        """What is new, as far as it lies here; whether `carry_out` and `lacking` may have something to say."""
         n = store.refresh()
         changed = store.changed(self.n) if store.generation == self._generation else None
         self.rows = store.rows
         if changed is None:
             self._reconcile(store)
         else:
-            self._take_in(store, changed)
+            self._append_and_end(store, changed)
         self.n = n
         if self.vectors is None or (changed == [] and not self._num_lacking):
-            return []
-        self._num_lacking = 1  # for all that is known, should this fail
-        lacking = self.vectors.sync(self.table, changed)
-        self._num_lacking = len(lacking)
-        return lacking
+            return False
+        self._num_lacking = max(1, self._num_lacking)  # for all that is known, should this fail
+        self.vectors.sync(self.table, changed)
+        return True
+
+    def carry_out(self, wait: bool = True) -> bool:
+        """Bring a database elsewhere up to date; without any lock. False when, without `wait`, another thread is about
+        it. Raises Failure."""
+        return self.vectors is None or self.vectors.carry_out(wait)
+
+    def lacking(self) -> list[int]:
+        """The rows without a vector, for `put`."""
+        found = [] if self.vectors is None else self.vectors.lacking()
+        self._num_lacking = len(found)
+        return found
 
     def texts(self, rows: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         """(keys, texts) of rows, as `put` and the embedder want them."""
         return self.table.keys[rows], [text_of(self.rows[row]) for row in rows]
 
     def put(self, rows: Sequence[int], keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Store the vectors [n, dim] of rows, but not of those whose text (known by its key) has changed since."""
+        """Store the vectors [n, dim] of rows, but not of those whose text (known by its key) has changed since. A
+        database elsewhere has them with the next `carry_out`."""
         rows = np.asarray(rows)
         is_same = np.zeros(len(rows), bool)
         is_there = rows < len(self.table)
@@ -213,7 +179,7 @@ class Index:
             self.vectors.put(self.table, rows[is_same], np.asarray(vectors, np.float32)[is_same])
             self._num_lacking -= int(is_same.sum())
 
-    def _take_in(self, store: Store, changed: Sequence[int]) -> None:
+    def _append_and_end(self, store: Store, changed: Sequence[int]) -> None:
         """New rows, new ends, redacted rows."""
         first = len(self.table)
         old = [place for place in changed if place < first]
@@ -305,36 +271,27 @@ class Index:
         return [Found(*found) for found in self.postings.search(tokens, visible, self.table.tagged(tags), top_k)]
 
     def search_vector(
-        self, vector: np.ndarray, n: int | None = None, when: str = "", tags: Sequence[str] = (), top_k: int = 5
-    ) -> list[Found]:
-        """The rows whose vectors are nearest to `vector` [dim], unit length, by cosine; none without vectors."""
+        self, vector: np.ndarray, n: int | None = None, when: str = "", tags: Sequence[str] = (), top_k: int = 5,
+        asked: Any = None,
+    ) -> list[Found]:  # fmt: skip
+        """The rows whose vectors are nearest to `vector` [dim], unit length, by cosine; none without vectors. `asked`
+        is what `ask` gave for the same, where a lock is held that must not wait for a database elsewhere."""
         if self.vectors is None:
             return []
-        found = self.vectors.search(self.table, vector, self._filter(n, when, tags), top_k)
+        wanted = self._filter(n, when, tags)
+        asked = self.vectors.ask(vector, wanted, top_k) if asked is None else asked
+        found = self.vectors.search(self.table, vector, wanted, top_k, asked)
         return [Found(row, score) for row, score in found]
+
+    def ask(
+        self, vector: np.ndarray, n: int | None = None, when: str = "", tags: Sequence[str] = (), top_k: int = 5
+    ) -> Any:
+        """What a database elsewhere finds, for `search_vector`; without any lock. None where there is none. Raises
+        Failure."""
+        return None if self.vectors is None else self.vectors.ask(vector, self._filter(n, when, tags), top_k)
 
     def _filter(self, n: int | None, when: str, tags: Sequence[str]) -> Filter:
         return Filter(self.n if n is None else n, milliseconds(when or utc_now(), 0), tuple(tags))
-
-
-def text_of(row: Row) -> str:
-    """What of a row is searched; empty when it was redacted."""
-    entry = row.entry
-    return f"{entry.title}\n{entry.content}" if entry.title else entry.content
-
-
-def key_column(rows: Sequence[Row]) -> np.ndarray:
-    """[rows] uint64: the first 64 bits of the texts' BLAKE2b; 0 for redacted rows."""
-    return np.array([0 if row.is_redacted else key_of(text_of(row)) for row in rows], np.uint64)
-
-
-def key_of(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
-
-
-def milliseconds(moment: str, default: int) -> int:
-    """Of a UTC time in the store's spelling, since 1970; `default` for none."""
-    return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else default
 
 
 def remove_files(folder: Path) -> None:

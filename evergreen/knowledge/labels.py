@@ -32,6 +32,7 @@ CHANGE = re.compile(rf"{UP.pattern}|{DOWN.pattern}|同比|环比|分别|(?<!-)\b
 LINKS = re.compile(
     rf"{CHANGE.pattern}|\b(?:stands?|stood|reach(?:es|ed)?|amount(?:s|ed)?|totall?(?:s|ed)|came)\b|达到?|共计?|约"
 )
+CLOCK = re.compile(r"\d+[时点:]\d*分?")
 FROM_TO = (
     re.compile(r"(?:由|从)(?P<first>[^,，;；由从]{1,16}?)[^\d,，;；]{0,8}[到至为](?P<second>[^,，;；]{1,16})"),
     re.compile(r"\bfrom (?P<first>.{1,24}?) to (?P<second>.{1,24})"),
@@ -51,6 +52,8 @@ class Value:
     before: str
     after: str
     segment: str
+    clause: str = ""
+    led: str = ""  # the clauses without a value before it: mira dam, the smaller of the two
     elided: str = ""  # what the clause before says of both: 学费 of 学费5,800元,医学院为6,500元
 
     @property
@@ -80,8 +83,8 @@ def mislabelled(claim: Claim, used: list[Evidence]) -> str:
 def values_of(text: str) -> Iterator[Value]:
     """The numbers and dates of a text with the words around them."""
     for sentence in split(text):
-        lead, kinds = "", set()
-        for segment in _segments(normal(sentence.text)):
+        lead, led, kinds = "", "", set()
+        for segment in segments(normal(sentence.text)):
             found = _found(segment)
             is_contrast = (
                 segment[:1] == "、"
@@ -96,7 +99,8 @@ def values_of(text: str) -> Iterator[Value]:
                 is_elided = _kind(what) in kinds and not first and ELLIPSIS.fullmatch(segment[:start].strip())
                 before = (f"{lead} " if is_contrast and not first else "") + segment[first:start]
                 whole = (f"{lead} " if is_contrast else "") + segment
-                yield Value(what, said, before, segment[end:last], whole, lead if is_elided else "")
+                yield Value(what, said, before, segment[end:last], whole, segment, led, lead if is_elided else "")
+            led = "" if found else f"{led} {segment}"
             if found and not is_contrast:
                 lead, kinds = segment[: found[0][0]], {_kind(each[2]) for each in found}
 
@@ -124,7 +128,7 @@ def _kind(what: Quantity | Date) -> str:
     return next((name for name in ("time", "weekday", "quarter") if getattr(what, name)), "date")
 
 
-def _segments(sentence: str) -> Iterator[str]:
+def segments(sentence: str) -> Iterator[str]:
     """Clauses; "and" parts two where both have a number and words of their own."""
     for clause in BREAK.split(sentence):
         start = 0
@@ -139,12 +143,16 @@ def _segments(sentence: str) -> Iterator[str]:
 
 def _is_of_another(value: Value, theirs: list[Value], subject: frozenset[str]) -> bool:
     """Whether all its places lack words of the claim that stand around another value of its kind."""
-    words = _parts(terms_of(LINKS.sub(" ", value.window)) - subject)
-    said = [_standing(words, other.segment) for other in theirs if other.kind == value.kind and _is_same(value, other)]
+    words = _parts(terms_of(CLOCK.sub(" ", LINKS.sub(" ", value.window))) - subject)
+    said = [
+        _standing(words, f"{other.led} {other.segment}")
+        for other in theirs
+        if other.kind == value.kind and is_same(value, other)
+    ]
     if not said or not words:
         return False
     near = _nearest(value, words)
-    rivals = [other for other in theirs if other.kind == value.kind and not _is_same(value, other)]
+    rivals = [other for other in theirs if other.kind == value.kind and not is_same(value, other)]
     standing = [_standing(words, f"{other.elided} {other.window}") for other in rivals]
     likely = [its for its in standing if its & near and len(its) > len(words) / 2]
     return any(all(mine < its and (mine or its in likely) for mine in said) for its in standing)
@@ -170,7 +178,7 @@ def _nearest(value: Value, words: set[str]) -> set[str]:
     return _parts(near)
 
 
-def _is_same(value: Value, other: Value) -> bool:
+def is_same(value: Value, other: Value) -> bool:
     mine, its = value.what, other.what
     if isinstance(mine, Quantity) and isinstance(its, Quantity):
         off = abs(mine.value - its.value)
@@ -182,20 +190,25 @@ def _is_same(value: Value, other: Value) -> bool:
 
 
 def _has_other_noun(value: Value, theirs: list[Value]) -> bool:
-    """17 ferries where it says 42 ferries, and 17 routes."""
-    if not isinstance(value.what, Quantity) or not value.what.noun.isascii():
+    """17 ferries where it says 42 ferries, and 17 routes; 218层 where it says 218米, and 46层."""
+    if not isinstance(value.what, Quantity) or value.what.unit:
         return False
-    noun = stem(value.what.noun)
-    numbers = [other for other in theirs if other.kind == value.kind]
-    counted = [other for other in numbers if stem(other.what.noun) == noun]
-    own = [other for other in numbers if _is_same(value, other)]
-    if not (terms_of(noun) and own and counted) or any(_is_same(value, other) for other in counted):
+    noun = stem(value.what.noun) if value.what.noun.isascii() else value.what.noun[:1]
+    numbers = [other for other in theirs if isinstance(other.what, Quantity)]
+    counted = [other for other in numbers if not other.what.unit and _counts(other, noun)]
+    own = [other for other in numbers if other.what.said == value.what.said]
+    if not (terms_of(noun) and own and counted) or any(other in counted for other in own):
         return False
-    return not any(noun in stems_of(other.after) or not terms_of(other.what.noun) for other in own)
+    return not any(noun in stems_of(other.after) or not (other.what.unit or terms_of(other.what.noun)) for other in own)
+
+
+def _counts(value: Value, noun: str) -> bool:
+    own = value.what.noun
+    return stem(own) == noun if noun.isascii() else own[:1] == noun
 
 
 def _turned_change(text: str, used: list[Evidence]) -> str:
-    """A change told the wrong way round: from 45 to 30 for from 30 to 45."""
+    """A change told the wrong way round: from 45 to 30 for from 30 to 45, from Rome to Bonn for from Bonn to Rome."""
     told = {pair for one in used for pair in _changes(one.text)}
     for first, second in _changes(text):
         if (second, first) in told and (first, second) not in told and first != second:
@@ -209,6 +222,9 @@ def _changes(text: str) -> Iterator[tuple[str, str]]:
             numbers = [re.search(r"\d[\d,]*(?:\.\d+)?", match[side]) for side in ("first", "second")]
             if all(numbers):
                 yield tuple(number[0].replace(",", "") for number in numbers)
+            elif text.isascii():
+                words = [re.findall("[a-z0-9'-]+", match[side]) for side in ("first", "second")]
+                yield tuple(next((word for word in each if word not in ("the", "a", "an")), "") for each in words)
 
 
 def _other_role(claim: Claim, used: list[Evidence]) -> str:

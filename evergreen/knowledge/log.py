@@ -5,9 +5,9 @@
 
 Promises: `append` returns when its changes are on the disk (fsync), all of them or none; a change that was acknowledged
 survives kill -9 and power loss. What a crash left half-written at the end is cut off by the next writer, who says so.
-Writers in several processes take turns (flock); readers never wait and see whole appends only. A damaged line anywhere
-else is an error that names file and place. `rewrite` is for what must be forgotten: the old bytes are in no file of the
-log when it returns.
+Writers in several processes take turns (flock); readers never wait and see whole appends only. A line that was damaged
+since, the last one too, is an error that names file and place, and nothing is cut. `rewrite` is for what must be
+forgotten: the old bytes are in no file of the log when it returns.
 Does not: know what a change means, or work on a network file system without locks.
 """
 
@@ -15,21 +15,16 @@ import fcntl
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import orjson
-
 from evergreen.home import disk_failure, fsync_folder, read_object, write_atomic, write_json
+from evergreen.knowledge.lines import Change, decode, encode, whole_appends
 from evergreen.records import BadInput, Failure
 
-Change = dict  # {"n": number from 1, "at": UTC time, "op": ..., and what the operation needs}
-
 SEGMENT_BYTES = 16 << 20  # from here on a new segment is begun
-HEAD = len(b'{"crc":"00000000",')  # the checksum is of what follows it
 FORMAT = 1
 POSITION = (
     "last",
@@ -40,20 +35,12 @@ POSITION = (
     "_offset",
     "_segments",
 )  # how far `read` has come
+UNFINISHED = re.compile(r"\.\d{6}(-\d+)?\.jsonl\.\w{8}")  # what write_atomic calls a segment until it is whole
 SEGMENT = re.compile(r"\d{6}(-\d+)?\.jsonl")  # 000002.jsonl, and 000002-1.jsonl after the first rewrite
 
 
-def encode(change: Change, is_end: bool) -> bytes:
-    """One line: the checksum of the rest first. `is_end` marks the last change of an append."""
-    rest = orjson.dumps({**change, "end": is_end})[1:]
-    return b'{"crc":"%08x",%b\n' % (zlib.crc32(rest), rest)
-
-
-def decode(line: bytes) -> Change | None:
-    """The change, with its "end"; None when the line is not whole."""
-    if not line.endswith(b"}\n") or line[:8] != b'{"crc":"' or line[8:16] != b"%08x" % zlib.crc32(line[HEAD:-1]):
-        return None
-    return orjson.loads(b"{" + line[HEAD:])
+def damage(path: Path, place: int) -> Failure:
+    return Failure(f"{path} is damaged at byte {place}: bring it back from a backup, or remove that line")
 
 
 class Log:
@@ -67,6 +54,7 @@ class Log:
         self._segment, self._offset = 0, 0  # how far into which segment `read` has come
         self._seen: tuple = ()
         self._segments: list[dict] = []
+        self._is_tidy = False  # of this generation's files
         self.forgotten = 0  # the last change whose wish to be forgotten `rewrite` has fulfilled
 
     # -- reading
@@ -109,7 +97,7 @@ class Log:
         self._segments, self.forgotten = manifest["segments"], manifest["forgotten"]
         if manifest["generation"] == self._generation:
             return False
-        is_new = self._generation != -1
+        is_new, self._is_tidy = self._generation != -1, False
         self._generation, self._segment, self._offset, self.last = manifest["generation"], 0, 0, 0
         return is_new
 
@@ -144,30 +132,23 @@ class Log:
             if sealed_bytes is not None:
                 raise Failure(f"{path} is missing: bring it back from a backup")
             return []
-        with open(path, "rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        found, pending, start, offset = [], [], self._offset, self._offset
-        for line in data.splitlines(keepends=True):
-            change = decode(line)
-            if change is None:
-                self._check_is_tail(path, offset, data[offset - start + len(line) :])
-                break
-            pending.append(change)
-            offset += len(line)
-            if change.pop("end"):
-                found += pending
-                pending, self._offset = [], offset
+        data = self._rest_of(path)
+        found, size, damaged = whole_appends(data)
+        while damaged is not None:
+            again = self._rest_of(path)
+            if again == data:  # else a writer cut off a torn tail meanwhile, and wrote in its place
+                raise damage(path, self._offset + damaged)
+            data = again
+            found, size, damaged = whole_appends(data)
+        self._offset += size
         if sealed_bytes is not None and self._offset != sealed_bytes:
             raise Failure(f"{path} has {self._offset:,} whole bytes of {sealed_bytes:,}: bring it back from a backup")
         return found
 
-    def _check_is_tail(self, path: Path, offset: int, rest: bytes) -> None:
-        """A line that is not whole may stand at the very end only, where a writer is busy or was killed; `rest` is what
-        follows it."""
-        is_sealed = "bytes" in self._segments[self._segment]
-        if is_sealed or any(decode(later) for later in rest.splitlines(keepends=True)):
-            raise Failure(f"{path} is damaged at byte {offset}: bring it back from a backup, or remove that line")
+    def _rest_of(self, path: Path) -> bytes:
+        with open(path, "rb") as file:
+            file.seek(self._offset)
+            return file.read()
 
     # -- writing
 
@@ -194,6 +175,8 @@ class Log:
         except TypeError as error:  # half of a surrogate pair, in an author or a reason
             raise BadInput(f"what is to be written is no text: {error}") from None
         try:
+            if not self._is_tidy:
+                self._tidy()
             self._make_room()
             path = self._active()
             self._cut_tail(path)
@@ -206,26 +189,52 @@ class Log:
         return numbered
 
     def rewrite(self, alter: Callable[[Change], Change], forgotten: int) -> None:
-        """Replace every change by `alter(change)`, which keeps its number. Only within `writing`."""
+        """Replace every change by `alter(change)`, which keeps its number. Only within `writing`, after a `read`.
+        Raises Failure for what was damaged since it was read: nothing is written then."""
         self._open_manifest()
         made = []
         for number in range(len(self._segments)):
-            lines = []
-            for line in self._path(number).read_bytes().splitlines(keepends=True):
-                if (change := decode(line)) is not None:
-                    is_end = change.pop("end")
-                    lines.append(encode(alter(change), is_end))
+            lines = self._altered(number, alter)
             name = f"{int(self._segments[number]['name'][:6]):06d}-{self._generation + 1}.jsonl"
             write_atomic(self.folder / "log" / name, b"".join(lines))
             made.append({"name": name, **self._seal(self.folder / "log" / name)})
         made[-1] = {"name": made[-1]["name"]}
-        old = [self._path(number) for number in range(len(self._segments))]
         self.forgotten = forgotten
         self._segments, self._generation = made, self._generation + 1
         self._write_manifest(made, self._generation)
         self._segment, self._offset = len(made) - 1, self._active().stat().st_size
-        for path in old:
-            path.unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove segments that were replaced, and what a killed process left of replacing them: they may hold what must
+        be forgotten. Only within `writing`. Raises Failure for changes that an older manifest does not know of."""
+        for path in self._unnamed():
+            if UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+            elif SEGMENT.fullmatch(path.name) and (first := _first_of(path)):
+                if first["n"] > self.last:
+                    raise Failure(f"{path} begins with change {first['n']:,}, and {self.manifest} knows of "
+                                  f"{self.last:,}: bring back the manifest that belongs to it")  # fmt: skip
+                path.unlink(missing_ok=True)
+        self._is_tidy = True
+
+    def _unnamed(self) -> list[Path]:
+        """The files beside the segments."""
+        named = {segment["name"] for segment in self._segments}
+        return [path for path in sorted((self.folder / "log").iterdir()) if path.name not in named]
+
+    def _altered(self, number: int, alter: Callable[[Change], Change]) -> list[bytes]:
+        """The lines of a segment; of the active one, those up to the end of the last whole append."""
+        path, lines, place = self._path(number), [], 0
+        is_active = number == len(self._segments) - 1
+        data = path.read_bytes() if path.is_file() or not is_active else b""  # named by the manifest, not begun yet
+        for line in data[: self._offset if is_active else None].splitlines(keepends=True):
+            if (change := decode(line)) is None:
+                raise damage(path, place)
+            place += len(line)
+            is_end = change.pop("end")
+            lines.append(encode(alter(change), is_end))
+        return lines
 
     def merge(self) -> int:
         """Join neighbouring segments that have room in one, and remove files that the manifest does not name; how many
@@ -241,10 +250,9 @@ class Log:
             self._segments, self._generation = made, self._generation + 1
             self._write_manifest(made, self._generation)
             self._segment, self._offset = len(made) - 1, self._active().stat().st_size
-        named = {segment["name"] for segment in self._segments}
-        for path in (self.folder / "log").iterdir():
-            if path.name not in named:
-                path.unlink()
+        self._tidy()
+        for path in self._unnamed():
+            path.unlink()
         return len(before) - len(groups)
 
     def _groups(self) -> list[list[int]]:
@@ -344,6 +352,11 @@ def _append_durably(path: Path, data: bytes, size: int) -> None:
             raise
     if is_new:
         fsync_folder(path.parent)
+
+
+def _first_of(path: Path) -> Change | None:
+    with open(path, "rb") as file:
+        return decode(file.readline())
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -10,13 +10,14 @@ import logging
 import os
 from typing import Any
 
-from evergreen.knowledge.index import Filter
 from evergreen.knowledge.remote import RemoteVectors
+from evergreen.knowledge.table import Filter
 from evergreen.records import BadInput
 
 NUMBERS = ("key", "begins", "ends", "valid_from", "valid_until")
 MAX_TAGS = 60_000  # bytes of all tags of an entry
-SECONDS = 10  # for an answer of the server
+SECONDS = 10  # for an answer of the server, and
+SEARCH_SECONDS = 2  # for what a question finds, which is late long before
 
 
 def open_milvus(name: str, embedder: str, dim: int, anew: bool = False) -> RemoteVectors:
@@ -46,12 +47,12 @@ class MilvusCollection:
         self._is_file = not _is_server(uri)
         self.client = MilvusClient(uri, token=os.environ.get("EVERGREEN_INDEX_KEY", ""), timeout=SECONDS)
         if anew:
-            self.client.drop_collection(self.name)
-        self._check() if self.client.has_collection(self.name) else self._create()
-        self.client.load_collection(self.name)
+            self.client.drop_collection(self.name, timeout=SECONDS)
+        self._check() if self.client.has_collection(self.name, timeout=SECONDS) else self._create()
+        self.client.load_collection(self.name, timeout=SECONDS)
 
     def _check(self) -> None:
-        fields = self.client.describe_collection(self.name)["fields"]
+        fields = self.client.describe_collection(self.name, timeout=SECONDS)["fields"]
         found = next((field for field in fields if field["name"].startswith("vector_")), None)
         if found is None or found["name"] != self.field or int(found["params"].get("dim", self.dim)) != self.dim:
             dim = f" of {found['params'].get('dim')} dimensions" if found else ""
@@ -69,11 +70,12 @@ class MilvusCollection:
         schema.add_field(self.field, DataType.FLOAT_VECTOR, dim=self.dim)
         index = self.client.prepare_index_params()
         index.add_index(self.field, index_type="FLAT" if self._is_file else "AUTOINDEX", metric_type="IP")
-        self.client.create_collection(self.name, schema=schema, index_params=index, consistency_level="Strong")
+        self.client.create_collection(self.name, schema=schema, index_params=index, consistency_level="Strong",
+                                      timeout=SECONDS)  # fmt: skip
 
     def listed(self) -> dict[int, tuple[int, int]]:
         pages = self.client.query_iterator(self.name, batch_size=5000, filter="id >= 0",
-                                           output_fields=["id", "key", "ends"])  # fmt: skip
+                                           output_fields=["id", "key", "ends"], timeout=SECONDS)  # fmt: skip
         found: dict[int, tuple[int, int]] = {}
         while page := pages.next():
             found |= {row["id"]: (row["key"], row["ends"]) for row in page}
@@ -81,7 +83,7 @@ class MilvusCollection:
         return found
 
     def put(self, records: list[dict[str, Any]]) -> None:
-        self.client.upsert(self.name, [self._stored(record) for record in records])
+        self.client.upsert(self.name, [self._stored(record) for record in records], timeout=SECONDS)
 
     def _stored(self, record: dict[str, Any]) -> dict[str, Any]:
         tags = "".join(f"{tag}|" for tag in record["tags"])
@@ -89,14 +91,16 @@ class MilvusCollection:
                 "tags": f"|{tags}" if tags else "", self.field: record["vector"]}  # fmt: skip
 
     def set_ends(self, ends: dict[int, int]) -> None:
-        self.client.upsert(self.name, [{"id": id, "ends": end} for id, end in ends.items()], partial_update=True)
+        self.client.upsert(self.name, [{"id": id, "ends": end} for id, end in ends.items()], timeout=SECONDS,
+                           partial_update=True)  # fmt: skip
 
     def delete(self, ids: list[int]) -> None:
-        self.client.delete(self.name, ids=ids)
+        self.client.delete(self.name, ids=ids, timeout=SECONDS)
 
     def search(self, vector: list[float], wanted: Filter, top_k: int) -> list[tuple[int, float]]:
         found = self.client.search(self.name, [vector], anns_field=self.field, filter=expression(wanted), limit=top_k,
-                                   output_fields=["id"], search_params={"metric_type": "IP"})  # fmt: skip
+                                   output_fields=["id"], search_params={"metric_type": "IP"},
+                                   timeout=SEARCH_SECONDS)  # fmt: skip
         return [(hit["id"], hit["distance"]) for hit in found[0]]
 
 

@@ -6,6 +6,8 @@ words, and new ones by its guesses. Does not: find every name, or tell a person 
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,11 @@ QUOTED = re.compile("|".join(f"{a}([^{a}{b}\\n]{{1,60}}){b}" for a, b in ("《�
 CODE = re.compile(r"(?<![a-z0-9.])(?=[a-z0-9._/-]*\d)[a-z][a-z0-9]*(?:[-._/][a-z0-9]+)*")  # x2, f-35, gpt-4o
 VERSION = re.compile(r"(?<![a-z0-9.])v?\d+\.\d+(?:\.\d+)+(?:[-+][\w.]+)?|(?<![a-z0-9])v\d+(?:\.\d+)?(?![a-z0-9.])")
 LATIN = re.compile(r"(?<![^\W一-鿿]|['’])[A-ZÀ-ÖØ-Þ][a-zA-Z0-9À-ɏ'’&-]*(?:\.[A-Z]\.?)*")
+_CAPITAL = "[A-Z][A-Za-z0-9À-ɏ&-]*"
+LATIN_NAME = re.compile(rf"(?<![A-Za-z0-9'’]){_CAPITAL}(?:\.(?= [A-Z]))?(?: (?:of |& )?{_CAPITAL})*")
 HAN = re.compile("[一-鿿]+")
+_BY = "(?<![自理缘])由(?![于此来])"  # a word of its own: 由白羽担任 would be cut 由白羽 + 担任
+AGENT_OR_HAN = re.compile(f"{_BY}|(?:(?!{_BY})[一-鿿])+")
 TITLE = re.compile(
     "(?:执行|财务|运营|技术|信息|新闻|指挥)官|董事长|总经理|经理|主席|总裁|总统|总理|首相|部长|局长|市长|省长|县长|州长|院长"
     "|校长|会长|队长|教练|创始人|发言人|负责人|记者|教授|博士|医生|导演|作家|歌手|演员|选手|前锋|后卫|门将|任命|分析师|工程师"
@@ -31,6 +37,9 @@ PLACE_CUES = ("在", "位于", "到", "至", "来自", "设于", "坐落于")
 PLACE = re.compile(f"[^\\W{NO_NAME_PART}a-z0-9]{{2,4}}?[省市区县州{PLACE_ENDS}]")
 INSTITUTION = re.compile("(?:学院|大学|中学|小学|医院|银行|集团|俱乐部|出版社|航空|保险|证券|药业|队)$")
 ABSTRACT = ("ing", "ly", "tion", "tions", "ment", "ments", "ness")
+KINDS = "部院局处科队社厂馆店站校街路巷区镇县市省村乡桥湖山港"  # ends of names of offices, teams, places
+PERSONS = ("nr", "nrt", "nrfg")
+PROPER = (*PERSONS, "ns", "nt", "nz")
 WORDS = Path(__file__).resolve().parents[1] / "assets" / "words.txt"
 
 
@@ -79,6 +88,11 @@ def latin_names(text: str) -> list[str]:
         if word and not is_ordinary:
             found.append(word)
     return found
+
+
+def is_no_name(word: str) -> bool:
+    """Whether a word is none however it is written: The, Monday, July."""
+    return normal(word) in word_list("never") or normal(word) in word_list("stop")
 
 
 def _is_plain(word: str) -> bool:
@@ -152,20 +166,6 @@ def cued_names(text: str) -> list[str]:
     return found
 
 
-def institutions(text: str) -> list[tuple[str, str]]:
-    """(name, kind) of schools, hospitals, banks: (法, 学院), (飞云, 航空)."""
-    found = []
-    for run in HAN.findall(text):
-        before = ""
-        for word, tag in _tagger().tag(run):
-            kind = INSTITUTION.search(word)
-            name = word[: kind.start()] or before if kind else ""
-            if name:
-                found.append((name, kind[0]))
-            before = word if tag[0] in "nabjvz" else ""
-    return found
-
-
 def _begins_like_a_person(name: str) -> bool:
     if name[:2] in word_list("compound_surnames"):
         return True
@@ -188,6 +188,90 @@ def han_words(text: str) -> list[str]:
 def is_noun(word: str) -> bool:
     """Whether a Chinese word is a noun; of others it is not known."""
     return not HAN.fullmatch(word) or all(tag[0] == "n" for _, tag in _tagger().tag(word))
+
+
+# -- words with their places ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Word:
+    """A Chinese word of a text, and the dictionary's tag for it."""
+
+    text: str
+    tag: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+    @property
+    def is_noun(self) -> bool:
+        return self.tag[0] in "njlz"
+
+    @property
+    def is_person(self) -> bool:
+        return len(self.text) > 1 and self.tag[:2] == "nr" and self.text[0] in word_list("surnames")
+
+    @property
+    def is_proper(self) -> bool:
+        return self.tag in PROPER or len(self.text) == 2 and _tagger().suggest_freq(self.text) < 60
+
+    @property
+    def is_common(self) -> bool:
+        return _tagger().suggest_freq(self.text) > 3000
+
+
+def words_of(text: str) -> list[Word]:
+    """The Chinese words of a text, those of a run next to each other; a surname and a given name are one (周文澜)."""
+    found: list[Word] = []
+    for run in AGENT_OR_HAN.finditer(text):
+        at = run.start()
+        for word, tag in _tagger().tag(run[0]):
+            last = found[-1] if found else None
+            is_given = tag in ("nr", "nrfg") and len(word) < 3
+            if is_given and last and last.text in word_list("surnames") and last.end == at:
+                found[-1] = Word(last.text + word, "nr", last.start)
+            else:
+                found.append(Word(word, tag, at))
+            at += len(word)
+    return found
+
+
+def noun_spans(words: list[Word]) -> Iterator[tuple[str, int]]:
+    """(name, place) of people and of compounds of nouns, three characters long at least."""
+    name, at, is_person = "", -1, False
+    for word in [*words, Word("", "x", -1)]:
+        is_noun = word.is_noun or word.tag == "vn"
+        goes_on = word.text in KINDS if is_person else not word.is_person  # 林海 + 队
+        if name and is_noun and goes_on and word.start == at + len(name):
+            name, is_person = name + word.text, False
+            continue
+        if len(name) > 2 or name and is_person:
+            yield name, at
+        name, at, is_person = (word.text if is_noun else ""), word.start, word.is_person
+
+
+def latin_spans(text: str) -> Iterator[tuple[str, int]]:
+    """(name, place) of capitalised words in a row, without ordinary ones at their head."""
+    for match in LATIN_NAME.finditer(text):
+        words, start = match[0].split(" "), match.start()
+        while words and (_is_no_name(words[0]) or start == 0 and normal(words[0]) in word_list("plain")):
+            start += len(words.pop(0)) + 1
+        if words:
+            yield " ".join(words), start
+
+
+def _is_no_name(word: str) -> bool:
+    """The, Monday, July"""
+    return normal(word) in word_list("never") or normal(word) in word_list("stop")
+
+
+def are_one(name: str, other: str) -> bool:
+    """Whether two names may be one thing's: a Chinese one within the other, English ones with a word in common."""
+    if HAN.match(name):
+        return name in other or other in name
+    return bool(set(name.split()) & set(other.split()))
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any
 
 from evergreen.knowledge.chunk import Block
 from evergreen.knowledge.encoding import read_text
-from evergreen.knowledge.store import moment_of
+from evergreen.knowledge.entries import moment_of
 from evergreen.records import BadInput
 
 KINDS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.knowledge.chunk import CLOSING, Block
+from evergreen.knowledge.entries import moment_of
 from evergreen.knowledge.parse import Document, joined
-from evergreen.knowledge.store import moment_of
 from evergreen.records import BadInput
 
 MIN_PAGES = 3  # from which on repeated lines are running titles

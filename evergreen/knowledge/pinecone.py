@@ -9,8 +9,8 @@ import importlib.util
 import os
 from typing import Any
 
-from evergreen.knowledge.index import Filter
 from evergreen.knowledge.remote import RemoteVectors
+from evergreen.knowledge.table import Filter
 from evergreen.records import BadInput
 
 NAMESPACE = "evergreen"

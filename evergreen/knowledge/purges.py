@@ -23,7 +23,7 @@ from pathlib import Path
 
 import orjson
 
-from evergreen.home import write_atomic
+from evergreen.home import fsync_folder, write_atomic
 from evergreen.records import BadInput
 
 MAX_BYTES = 4 << 20  # some 250,000 entries; then the file begins anew, and what was made before is void
@@ -78,6 +78,13 @@ class Purges:
             if self.path.stat().st_size > MAX_BYTES:
                 self.begin()
 
+    def void(self) -> None:
+        """Everything that was ever made is void, in every process; takes no room on the disk. Only within `locked`."""
+        with self._lock:
+            self.path.unlink(missing_ok=True)
+            fsync_folder(self.folder)
+            self.follow()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of all who write in this folder; other processes wait."""
@@ -131,11 +138,7 @@ class Purges:
         milliseconds, so that nothing made under an earlier file, which may be lost, can be good here."""
         floor = max(self.epoch + 1, time.time_ns() // 1_000_000)
         write_atomic(self.path, orjson.dumps({"cache": self.id or uuid.uuid4().hex[:12], "floor": floor}) + b"\n")
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        fsync_folder(self.folder)
         self.follow()
 
 

@@ -30,7 +30,11 @@ SMALL = {
 
 # base unit: (spelling, how many base units it is) ...
 UNITS: dict[str, tuple[tuple[str, str], ...]] = {
-    "%": (("% percent 百分点 个百分点|per cent|percentage points|percentage point", "1"), ("‰ permille", "0.1")),
+    "%": (
+        ("% percent 百分点 个百分点|per cent|percentage points|percentage point", "1"),
+        ("‰ permille", "0.1"),
+        ("成", "10"),
+    ),
     "元": (("元 块钱 圆 人民币 rmb cny yuan 块", "1"),),
     "USD": (("美元 美金 usd dollars dollar $", "1"), ("美分 cents cent", "0.01")),
     "EUR": (("欧元 eur euros euro €", "1"),),
@@ -151,10 +155,16 @@ SIGNS = {
 }
 
 
+NO_TENTHS = (
+    "(?!立|员|为|长|果|本|品|熟|功|绩|分|年|人|交|都|套|型|就|因|效|名|婚|家|千|百|群|吨|片|不变)"  # 三成, no 2015成立
+)
+
+
 def _either(words: Iterable[str]) -> str:
     """An alternation of words, the longest first; one of letters ends where the word ends."""
     spelled = sorted(words, key=len, reverse=True)
-    return "|".join(re.escape(word) + (r"(?![a-z])" if re.search("[a-z]$", word) else "") for word in spelled)
+    ends = {word: r"(?![a-z])" if re.search("[a-z]$", word) else "" for word in spelled} | {"成": NO_TENTHS}
+    return "|".join(re.escape(word) + ends[word] for word in spelled)
 
 
 UNIT = _either(SPELLINGS)

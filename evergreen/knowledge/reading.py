@@ -7,10 +7,10 @@ from pathlib import Path
 
 from evergreen.home import digest_of
 from evergreen.knowledge.chunk import Block, Chunk, chunks, estimated_tokens
+from evergreen.knowledge.entries import check, moment_of
 from evergreen.knowledge.parse import KINDS, Document, read_document
 from evergreen.knowledge.route import language_of
 from evergreen.knowledge.rows import Columns, read_rows
-from evergreen.knowledge.store import check, moment_of
 from evergreen.records import BadInput, Entry
 
 FORMAT = 1  # rises when parsing or chunking does, so that unchanged files are read again

@@ -52,7 +52,8 @@ class Embedder(Protocol):
 
 
 class Retriever:
-    """Search in one store. Threads may share it: it works under the store's lock, but for the embedding."""
+    """Search in one store. Threads may share it: it works under the store's lock, but for what may take long, which is
+    the embedding and a database elsewhere; a slow call there holds up the search that makes it and no other."""
 
     def __init__(
         self,
@@ -72,10 +73,18 @@ class Retriever:
     def sync(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Take in all news, embed all of it; `progress` hears how many of how many texts are embedded. Raises Failure
         when the embedder fails; what it has embedded by then is kept."""
+        self._sync(progress)
+
+    def _sync(self, progress: Callable[[int, int], None] = lambda done, total: None, wait: bool = True) -> None:
+        """Not `wait`: what another thread is bringing to a database elsewhere is left to it."""
         done = 0
         while True:
             with self._lock:
-                lacking = self.index.sync(self.store)
+                self.index.take_in(self.store)
+            if not self.index.carry_out(wait):
+                return
+            with self._lock:
+                lacking = self.index.lacking()
                 rows = lacking[:EMBED_BATCH]
                 keys, texts = self.index.texts(rows)
             if not rows or self.embedder is None:
@@ -83,23 +92,29 @@ class Retriever:
             vectors = self.embedder(texts)
             with self._lock:
                 self.index.put(rows, keys, vectors)
+            if not self.index.carry_out(wait):
+                return
             done += len(rows)
             progress(done, done + len(lacking) - len(rows))
 
     def save(self) -> None:
         """Bring the index to the disk, so that the next process need not make it."""
         with self._lock:
-            self.index.sync(self.store)
+            self.index.take_in(self.store)
             self.index.save(self.store)
 
     def _keep_up(self) -> None:
         """As `sync`, but many new texts are embedded by a thread of their own."""
         with self._lock:
-            lacking = len(self.index.sync(self.store))
+            has_news = self.index.take_in(self.store)
+        if not has_news or not self.index.carry_out(wait=False):
+            return
+        with self._lock:
+            lacking = len(self.index.lacking())
         if not lacking or self.embedder is None:
             return
         if lacking <= EMBED_AT_ONCE:
-            self.sync()
+            self._sync(wait=False)
         elif self._behind is None or not self._behind.is_alive():
             self._behind = threading.Thread(target=self._catch_up, name="embed", daemon=True)
             self._behind.start()
@@ -115,15 +130,19 @@ class Retriever:
         """The best `top_k` entries at change `n` (default: now) for a question asked at the UTC time `when` (default:
         now), which have all the `tags`; best first."""
         vector = self._query_vector(query)
+        self._or_words_alone(self._keep_up)
+        nearest = self._nearest(vector, n, when, tags) if vector is not None else list
         with self._lock:
-            self._or_words_alone(self._keep_up)
+            self._or_words_alone(partial(self.index.take_in, self.store))  # what came meanwhile
             by_words = self.index.search_words(words(query), n, when, tags, NUM_CANDIDATES)
-            by_vector = []
-            if vector is not None:
-                search = partial(self.index.search_vector, vector, n, when, tags, NUM_CANDIDATES)
-                by_vector = self._or_words_alone(search) or []
-            hits = fused(by_words, by_vector, self.store.rows)
+            hits = fused(by_words, self._or_words_alone(nearest) or [], self.store.rows)
         return self._reranked(query, hits)[:top_k]
+
+    def _nearest(self, vector: np.ndarray, n: int | None, when: str, tags: Sequence[str]) -> Callable[[], list[Found]]:
+        """What looks the nearest rows up, under the lock; a database elsewhere has been asked by then."""
+        how = (vector, n, when, tags, NUM_CANDIDATES)
+        asked = self._or_words_alone(lambda: (self.index.ask(*how),))
+        return partial(self.index.search_vector, *how, *asked) if asked else list
 
     def _or_words_alone(self, call: Callable[[], Any]) -> Any:
         """What the call gives; None, and a word about it, when the embedder or the vectors' database fails."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.knowledge.encoding import encoding_of
+from evergreen.knowledge.entries import check, checked_version
 from evergreen.knowledge.parse import KINDS, row_text
-from evergreen.knowledge.store import check, checked_version
 from evergreen.records import BadInput, Entry
 
 NAMES = {

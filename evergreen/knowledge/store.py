@@ -8,25 +8,21 @@ Does not: search (an index is made from the rows here), or decide what an answer
 """
 
 import gc
-import re
 import threading
-import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from evergreen.home import disk_failure
+from evergreen.knowledge.entries import bumped, check, checked_version, end_of, entry_of, new_id, stored, utc_now
 from evergreen.knowledge.log import Change, Log
 from evergreen.records import BadInput, Entry
 
 OPEN = 1 << 62  # `ends` of a version that nothing has ended
 MIN_BEGINNING = 6  # characters of an id that may stand for it
-BUMPS = ("major", "minor", "patch")
-VERSION = re.compile(r"(0|[1-9]\d{0,17})\.(0|[1-9]\d{0,17})\.(0|[1-9]\d{0,17})", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -190,32 +186,37 @@ class Store:
 
     def update(self, id: str, author: str = "", reason: str = "", bump: str = "patch", **parts: Any) -> Row:
         """Replace parts of an entry (content, tags, ...); its version rises by `bump`, or is `version`, which may not
-        fall. Raises BadInput for an unknown id."""
+        fall; who repeats the whole with that version changes nothing. Raises BadInput for an unknown id."""
 
         def change() -> list[Change]:
             old = self.get(id).entry
+            if "version" in parts and check(replace(old, **parts)) == old:
+                return []
             wanted = parts.pop("version", None)
             version = checked_version(wanted, old.version) if wanted else bumped(old.version, bump)
             entry = replace(old, **{"update_time": utc_now(), **parts, "version": version})
             return [{"op": "update", "id": id, "entry": stored(check(entry)), **_who(author, reason)}]
 
-        return self._write(change)[0]
+        made = self._write(change)
+        return made[0] if made else self.get(id)
 
     def withdraw(self, ids: Sequence[str], author: str = "", reason: str = "") -> int:
-        """Take entries out of every answer from now on; snapshots and the past keep them. The change's number."""
-        return self._take_out("withdraw", ids, self.get, author, reason)
+        """Take entries out of every answer from now on; snapshots and the past keep them. What was withdrawn before
+        stays so. The last change's number."""
+        return self._take_out("withdraw", ids, lambda row: row.ends == OPEN, author, reason)
 
     def redact(self, ids: Sequence[str], author: str = "", reason: str = "") -> int:
-        """Take entries out of the past, too: their contents leave the disk's log and every snapshot for good."""
-        return self._take_out("redact", ids, self._places, author, reason)
+        """Take entries out of the past, too: their contents leave the disk's log and every snapshot for good. What was
+        redacted before stays so, and is cleared if a full disk was in the way."""
+        return self._take_out("redact", ids, lambda row: not row.is_redacted, author, reason)
 
-    def _take_out(self, op: str, ids: Sequence[str], check: Callable[[str], Any], author: str, reason: str) -> int:
-        """One change an entry, all or none; `check` raises BadInput for one that cannot be taken out."""
+    def _take_out(self, op: str, ids: Sequence[str], has_to: Callable[[Row], bool], author: str, reason: str) -> int:
+        """One change for each entry that has a row which has to go, all or none. Raises BadInput for one that there is
+        not. Doing it again does no harm: who failed behind it, at the caches, can repeat the whole."""
 
         def change() -> list[Change]:
-            for id in ids:
-                check(id)
-            return [{"op": op, "id": id, **_who(author, reason)} for id in dict.fromkeys(ids)]
+            wanted = [id for id in dict.fromkeys(ids) if any(has_to(self.rows[place]) for place in self._places(id))]
+            return [{"op": op, "id": id, **_who(author, reason)} for id in wanted]
 
         self._write(change)
         return self.log.last
@@ -264,10 +265,8 @@ class Store:
         with self.log.writing():
             self.refresh()
             changes = decide()
-            if not changes:
-                return []
             before = len(self.rows)
-            for change in self.log.append(changes):
+            for change in self.log.append(changes) if changes else ():
                 self._apply(change)
             self._forget()
         return self.rows[before:]
@@ -309,9 +308,6 @@ class Store:
             self.rows.append(Row(entry_of(change["entry"]), n, OPEN, op, change["at"], author, reason))
 
 
-# -- entries, versions, times
-
-
 def is_visible(row: Row, n: int, when: str) -> bool:
     """Whether a row is visible at change `n` for a question that is asked at the UTC time `when`."""
     entry = row.entry
@@ -321,91 +317,6 @@ def is_visible(row: Row, n: int, when: str) -> bool:
         and (not entry.valid_from or entry.valid_from <= when)
         and (not entry.valid_until or when < entry.valid_until)
     )
-
-
-def check(entry: Entry) -> Entry:
-    """The entry with its times in one spelling. Raises BadInput for what an entry cannot be."""
-    if not entry.content.strip():
-        raise BadInput("an entry needs a content")
-    _check_text(entry)
-    checked_version(entry.version)
-    times = {
-        name: moment_of(value, name) if (value := getattr(entry, name)) else ""
-        for name in ("update_time", "valid_from", "valid_until")
-    }
-    if times["valid_from"] and times["valid_until"] and times["valid_until"] <= times["valid_from"]:
-        raise BadInput(f"valid_until {times['valid_until']} is not after valid_from {times['valid_from']}")
-    if bad := [tag for tag in entry.tags if not tag.strip() or "|" in tag]:
-        raise BadInput(f"the tag {bad[0]!r}: a tag is a word without |")
-    return replace(entry, **times)
-
-
-def _check_text(entry: Entry) -> None:
-    """Raises BadInput for what UTF-8 cannot say: half of a surrogate pair, from "\\ud800" in JSON or a stray byte."""
-    for name, value in stored(entry).items():
-        try:
-            "".join(value).encode()
-        except UnicodeEncodeError as error:
-            raise BadInput(f"{name}: character {error.start + 1:,} is {error.object[error.start]!a}, half of one: "
-                           "write it anew") from None  # fmt: skip
-
-
-def checked_version(version: str, above: str = "") -> str:
-    """Raises BadInput unless `version` is MAJOR.MINOR.PATCH and higher than `above`."""
-    if not VERSION.fullmatch(version):
-        raise BadInput(f"the version {version!r} is not MAJOR.MINOR.PATCH, such as 1.0.3")
-    if above and _numbers(version) <= _numbers(above):
-        raise BadInput(f"the version {version} is not above {above}, which the entry has")
-    return version
-
-
-def bumped(version: str, part: str) -> str:
-    """Semantic versioning 2.0: the part rises by one, those behind it are 0."""
-    if part not in BUMPS:
-        raise BadInput(f"bump {part}: it is one of {', '.join(BUMPS)}")
-    place, numbers = BUMPS.index(part), _numbers(version)
-    return ".".join(map(str, [*numbers[:place], numbers[place] + 1, *[0] * (2 - place)]))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
-
-
-def utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def moment_of(text: str, name: str = "a time") -> str:
-    """An ISO 8601 date or time as UTC in the log's spelling; without a zone it is UTC."""
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise BadInput(f"{name} {text!r} is not a date such as 2026-11-21 or 2026-11-21T08:30:00Z") from None
-    try:
-        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except OverflowError:
-        raise BadInput(f"{name} {text!r} is not within the years 1 to 9999 in UTC") from None
-    return found.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def end_of(text: str) -> str:
-    """The last moment that a date or time names: a bare date includes its whole day."""
-    start = moment_of(text, "as_of")
-    return start if len(text.strip()) > len("2026-11-21") else start[: len("2026-11-21")] + "T23:59:59.999Z"
-
-
-def new_id() -> str:
-    return uuid.uuid4().hex[:12]
-
-
-def stored(entry: Entry) -> dict[str, Any]:
-    """The entry as the log keeps it: without what is empty."""
-    values = {name: getattr(entry, name) for name in Entry.__dataclass_fields__}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value}
-
-
-def entry_of(values: dict[str, Any]) -> Entry:
-    return Entry(**{**values, "tags": tuple(values.get("tags", ()))})
 
 
 def _who(author: str, reason: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from evergreen.serve.schemas import ApiError, SamplingBody
 if TYPE_CHECKING:
     from evergreen.serve.desk import Desk
 
+KEEP_ALIVE_SECONDS = 5.0  # of silence, before a stream's first event
 CANCEL_SECONDS = 10.0  # how long a cancelled request may take to say so
 SEND_SECONDS = 60.0  # a client that takes nothing for so long is gone
 PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "generate": "gen-"}
@@ -135,6 +136,32 @@ class Answering:
                 raise
             self.fail(error)
             yield protocol.event(protocol.error(error)) + protocol.DONE
+
+    async def stream(self) -> AsyncIterator[str]:
+        """`events`, before the first of which a comment line comes every few seconds: an answer that waits for its turn
+        or its check is silent for long, and proxies cut silent connections. Raises ApiError, and whatever else went
+        wrong, but only in the place of the very first."""
+        events, has_begun = self.events(), False
+        first = asyncio.ensure_future(anext(events))
+        try:
+            while not (await asyncio.wait([first], timeout=KEEP_ALIVE_SECONDS))[0]:
+                has_begun = True
+                yield protocol.KEEP_ALIVE
+            text, has_begun = first.result(), True
+            yield text
+            async for text in events:
+                yield text
+        except (ApiError, EvergreenError) as error:
+            if not has_begun:
+                raise
+            self.fail(error)
+            told = api_error(error) if isinstance(error, EvergreenError) else error
+            yield protocol.event(protocol.error(told)) + protocol.DONE
+        finally:
+            if not first.done():  # nobody listens any more
+                self.inbox.close()
+                await asyncio.wait([first])
+            await events.aclose()
 
     @property
     def is_held(self) -> bool:

@@ -25,7 +25,7 @@ from evergreen.serve.door import Door, Json, handle_errors, openapi_of, takes
 from evergreen.serve.errors import Busy, Disconnected
 from evergreen.serve.guard import Guard
 from evergreen.serve.keys import Keys
-from evergreen.serve.knowledge import KNOWLEDGE_BODIES, knowledge_routes
+from evergreen.serve.knowledge import KNOWLEDGE_BODIES, Standing, knowledge_routes
 from evergreen.serve.limits import Limits
 from evergreen.serve.metrics import Metrics
 from evergreen.serve.models import Models, Served, UnknownModel
@@ -83,7 +83,7 @@ class Service(Door):
             try:
                 if not one.call.stream:
                     return remembered(Json(await one.whole()), request, one.session)
-                events = one.events()
+                events = one.stream()
                 first = await anext(events)
             except asyncio.CancelledError:  # only uvicorn does that, when the time for draining is over
                 raise stopping() from None
@@ -109,7 +109,7 @@ class EventStream(Response):
         self.one, self.first, self.events, self.around = one, first, events, around
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-        async with self.around:
+        async with self.around, contextlib.aclosing(self.events):
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await self._send(send, self.first)
@@ -155,7 +155,8 @@ def make_app(
     _models(app, service)
     _feedback(app, service)
     if knowledge is not None:
-        knowledge_routes(app, service, knowledge, models.registry, models.knowledge_served)
+        standing = Standing(models.registry, models.knowledge_served, models.default)
+        knowledge_routes(app, service, knowledge, standing)
     _health(app, service)
     _page(app)
     if settings.allowed_origins:

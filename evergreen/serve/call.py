@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from evergreen.engine.grammar import leaves_text
 from evergreen.records import Message, Sampling
 from evergreen.serve.schemas import EvergreenOptions
 
@@ -34,3 +35,8 @@ class Call:
     cache_salt: str = ""  # narrows the tenant of the prefix cache
     priority: int = 0
     evergreen: EvergreenOptions | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the answer's form has no room for text of its own."""
+        return self.must_call or not leaves_text(self.sampling.grammar)

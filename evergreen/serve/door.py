@@ -23,6 +23,12 @@ from evergreen.serve.keys import OPEN, Key, Keys
 from evergreen.serve.schemas import ApiError, Body, read
 
 BODY_SECONDS = 60.0
+CHATS = "/v1/chat/completions"
+ELSEWHERE = {
+    "/responses": f"this server answers chats at {CHATS}; tell the client to use that instead",
+    "/embeddings": "this server makes no embeddings",
+    "/messages": f"this server speaks OpenAI's language: chats are answered at {CHATS}",
+}
 LARGE_BYTES = 32_768  # a longer body is parsed in a thread
 REFS = "#/components/schemas/{model}"
 T = TypeVar("T", bound=Body)
@@ -93,8 +99,8 @@ def handle_errors(app: FastAPI) -> None:
         return await refused(request, api_error(error))
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> Response:
-        said = ApiError(error.status_code, f"{error.detail}: see /docs for the routes there are")
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        said = ApiError(error.status_code, f"{error.detail}: {advice(app, request)}")
         return Json(protocol.error(said), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -111,6 +117,16 @@ def handle_errors(app: FastAPI) -> None:
     async def broken(_: Request, error: Exception) -> Response:
         said = ApiError(500, f"the server failed: {type(error).__name__}; its log tells more", "server_error")
         return Json(protocol.error(said), 500)
+
+
+def advice(app: FastAPI, request: Request) -> str:
+    """Where to go instead, for who asks for a route that there is not."""
+    path, routes = request.url.path, {getattr(route, "path", "") for route in app.routes}
+    if CHATS in routes and (found := next((said for end, said in ELSEWHERE.items() if path.endswith(end)), "")):
+        return found
+    if f"/v1{path}" in routes:
+        return f"it is /v1{path}: the client's base URL ends in /v1"
+    return "see /docs for the routes there are"
 
 
 def takes(kind: type[Body]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Grounding:
     def prepare(self, call: Call, count: Callable[[str], int], room: int) -> Call:
         """The call with its sources in the last turn, or as it was. `room` is how many tokens the block may have. Waits
         for the search. Raises ApiError for wishes that cannot be met."""
-        if call.must_call or call.sampling.grammar:
+        if call.is_fixed:
             check_wishes(self.options, "an answer of a fixed form has no room for [n]")
             return call
         try:

@@ -1,7 +1,8 @@
 """What stands before every route: counts, what browsers may do, and who may ask a server without keys.
 
 Promises: a page from elsewhere in the user's browser cannot use a server that has no key: it would have to send JSON,
-for which browsers ask first, under a name that is this machine's.
+for which browsers ask first, under a name that is this machine's. A slash at the end of a path means nothing; HEAD is
+answered as GET is, without the body, which uvicorn leaves out.
 """
 
 import json
@@ -20,6 +21,7 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+METHODS = {"HEAD": "GET"}
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "")
 App = Callable[[dict, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
@@ -36,7 +38,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
+        scope, started, status = _plain(scope), time.perf_counter(), 0
         is_page = scope["path"] == "/" or scope["path"].startswith(("/static/", "/docs"))
 
         async def answer(message: dict) -> None:
@@ -71,6 +73,13 @@ class Guard:
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             return ApiError(415, "the body must be sent as it is, without Content-Encoding")
         return None
+
+
+def _plain(scope: dict) -> dict:
+    path = scope["path"]
+    if len(path) > 1 and path.endswith("/") and not path.startswith("/static/"):
+        path = path.rstrip("/") or "/"
+    return {**scope, "path": path, "method": METHODS.get(scope["method"], scope["method"])}
 
 
 def _is_json(content_type: bytes) -> bool:

@@ -1,13 +1,15 @@
 """Knowledge over HTTP: the facts that hold now for any program, entries and their history for those with an admin key.
 
-Promises: a write is answered when it is on the disk, in the index and out of every cache; an unknown entry is a 404,
-what an entry cannot be is a 400. Reading for answers wants a user's key, everything else an admin's.
+Promises: a write is answered when it is on the disk, in the index and out of every cache, with a `warning` where
+answers come from a snapshot and do not show it; an unknown entry is a 404, what an entry cannot be is a 400. Reading
+for answers wants a user's key, everything else an admin's.
 Does not: generate. `run_knowledge_serve` serves these routes alone, without a model.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -17,10 +19,12 @@ from pydantic import Field
 
 import evergreen
 from evergreen.knowledge.answer import Ask, Knowledge
-from evergreen.knowledge.store import OPEN, Row, Store, is_visible, utc_now
-from evergreen.records import BadInput, Entry
+from evergreen.knowledge.documents import unseen
+from evergreen.knowledge.entries import utc_now
+from evergreen.knowledge.store import OPEN, Row, Store, is_visible
+from evergreen.records import BadInput, Entry, Failure
 from evergreen.registry import Registry
-from evergreen.registry.knowledge import serve_knowledge, serving
+from evergreen.registry.knowledge import apart, serve_knowledge, serving
 from evergreen.serve.door import Door, Json, handle_errors, openapi_of, takes
 from evergreen.serve.guard import Guard
 from evergreen.serve.keys import Key, Keys
@@ -110,24 +114,56 @@ KNOWLEDGE_BODIES = (
 ADMIN = "/v1/knowledge"
 
 
-def knowledge_routes(
-    app: FastAPI, door: Door, knowledge: Knowledge, registry: Registry, served: Callable[[], str]
-) -> None:
-    """`served` says what the server answers from now: "live" or a snapshot's number."""
+@dataclass(frozen=True)
+class Standing:
+    """What a server answers from where a request names no model: `served()` is "live" or a snapshot's number, `default`
+    the name of the model; only `stable` follows what is rolled back."""
+
+    registry: Registry
+    served: Callable[[], str]
+    default: str = "stable"
+
+    def now(self) -> dict[str, Any]:
+        """As `registry.knowledge.serving` says it; stable is None where there is nothing to roll back."""
+        if self.default == "stable":
+            return serving(self.registry)
+        pinned = self.served()
+        return {"stable": None if pinned == "live" else pinned, "candidate": None, "share": 0.0}
+
+    def move(self, which: str, share: float | None, reason: str) -> dict[str, Any]:
+        """Raises BadInput where this server would not follow."""
+        if self.default != "stable":
+            raise BadInput(f"this server answers from {self.default[:80]}, and snapshots are served through the stable "
+                           "release: start it without --model")  # fmt: skip
+        return serve_knowledge(self.registry, which, share, reason)
+
+    def warning(self, what: str) -> dict[str, str]:
+        """Told of a change that some answers do not show."""
+        if self.default == "stable":
+            clause = apart(self.registry)
+        else:
+            clause = f"answers come from snapshot {pinned}" if (pinned := self.served()) != "live" else ""
+        return {"warning": unseen(clause, what)} if clause else {}
+
+
+def knowledge_routes(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing) -> None:
 
     @app.post("/latest-facts", summary="The facts on a question, best first", **takes(FactsRequest))
     async def facts(request: Request) -> Response:
         door.key_of(request)
         body = await door.body_of(request, FactsRequest)
-        ask = Ask("on", body.as_of or "", tuple(body.tags or ()), served())
+        ask = Ask("on", body.as_of or "", tuple(body.tags or ()), standing.served())
         found = await asyncio.to_thread(knowledge.search, body.query, ask, body.top_k)
         return Json([fact_of(hit) for hit in found.hits])
 
-    _entries(app, door, knowledge)
-    _states(app, door, knowledge, registry)
+    _entries(app, door, knowledge, standing)
+    _states(app, door, knowledge, standing)
 
 
-def _entries(app: FastAPI, door: Door, knowledge: Knowledge) -> None:
+def _entries(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing) -> None:
+    async def told(document: dict[str, Any], what: str) -> dict[str, Any]:
+        return document | await asyncio.to_thread(standing.warning, what)
+
     @app.get(ADMIN, summary="The entries there are, those changed last first (admin)")
     async def entries(
         request: Request,
@@ -155,7 +191,7 @@ def _entries(app: FastAPI, door: Door, knowledge: Knowledge) -> None:
         entry = Entry(**given | {"tags": tuple(given.get("tags", ()))})
         [row] = await _write(knowledge, lambda store: store.add([entry], author_of(key), body.reason or ""),
                              lambda rows: [row.entry.id for row in rows])  # fmt: skip
-        return Json(written(row), 201)
+        return Json(await told(written(row), "does not have it"), 201)
 
     @app.get(f"{ADMIN}/{{id:path}}/history", summary="Every version of an entry, oldest first (admin)")
     async def history(request: Request, id: Id) -> Response:
@@ -175,27 +211,39 @@ def _entries(app: FastAPI, door: Door, knowledge: Knowledge) -> None:
             known(store, id)
             return store.update(id, author_of(key), body.reason or "", body.bump or "patch", **given)
 
-        return Json(written(await _write(knowledge, change, lambda row: [id])))
+        row = await _write(knowledge, change, lambda row: [id])
+        return Json(await told(written(row), "has it as it was"))
 
     @app.delete(f"{ADMIN}/{{id:path}}", summary="Withdraw an entry, or with `redact` take it out of the past (admin)")
     async def withdraw(
         request: Request, id: Id, reason: Annotated[str, Query(max_length=MAX_IN_URL)] = "", redact: bool = False
     ) -> Response:
         key = door.key_of(request, "admin")
+        failed: list[Failure] = []
 
         def change(store: Store) -> int:
             known(store, id)
-            return (store.redact if redact else store.withdraw)([id], author_of(key), reason)
+            try:
+                return (store.redact if redact else store.withdraw)([id], author_of(key), reason)
+            except Failure as error:  # perhaps of clearing the log's files, behind the change itself: caches are purged
+                failed.append(error)
+                return 0
 
-        return Json({"id": id, "n": await _write(knowledge, change, lambda _: [id])})
+        n = await _write(knowledge, change, lambda _: [id])
+        if redact:
+            await asyncio.to_thread(knowledge.forget)
+        if failed:
+            raise failed[0]
+        document = {"id": id, "n": n}
+        return Json(document if redact else await told(document, "stays as it was"))
 
 
-def _states(app: FastAPI, door: Door, knowledge: Knowledge, registry: Registry) -> None:
+def _states(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing) -> None:
     @app.get(f"{ADMIN}/snapshots", summary="What was published, and what is answered from (admin)")
     async def snapshots(request: Request) -> Response:
         door.key_of(request, "admin")
         document = await asyncio.to_thread(knowledge.reading, published)
-        return Json(document | {"serving": await asyncio.to_thread(serving, registry)})
+        return Json(document | {"serving": await asyncio.to_thread(standing.now)})
 
     @app.post(f"{ADMIN}/publish", summary="Name the present state as a snapshot (admin)", **takes(PublishRequest))
     async def publish(request: Request) -> Response:
@@ -225,7 +273,7 @@ def _states(app: FastAPI, door: Door, knowledge: Knowledge, registry: Registry) 
     async def serve(which: str, share: float | None, reason: str | None) -> dict[str, Any]:
         if which != "live":
             await asyncio.to_thread(knowledge.reading, lambda store: store.snapshot(int(which)))
-        return await asyncio.to_thread(serve_knowledge, registry, which, share, reason or "")
+        return await asyncio.to_thread(standing.move, which, share, reason or "")
 
     app.router.routes.sort(key=_is_a_pattern)  # `snapshots` is no entry's id
 
@@ -270,7 +318,7 @@ def make_knowledge_app(
     async def docs() -> Response:
         return HTMLResponse(page_of(app.openapi()))
 
-    knowledge_routes(app, Door(keys, max_body_bytes), knowledge, registry, served)
+    knowledge_routes(app, Door(keys, max_body_bytes), knowledge, Standing(registry, served))
     return Guard(app, metrics, is_local and not keys)
 
 

@@ -9,7 +9,8 @@ import inspect
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ RESULT_MARKS = {"<tool_response>", "</tool_response>"}  # not special to the tok
 def messages_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """OpenAI's messages as records. Raises ApiError for what does not belong to a role, and for calls without results
     or results without calls."""
-    checked = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    named = _named(messages)
+    checked = [_message(message, f"messages[{i}]", named) for i, message in enumerate(messages)]
     ordered, i = [], 0
     while i < len(messages):
         end = i + 1
@@ -43,7 +45,13 @@ def messages_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(ordered)
 
 
-def _message(message: ChatMessage, where: str) -> Message:
+def _named(messages: Sequence[ChatMessage]) -> set[str]:
+    """The roles in which several speak, who are told apart by name."""
+    speakers = {(message.role, message.name or "") for message in messages if message.role != "tool"}
+    return {role for role, count in Counter(role for role, _ in speakers).items() if count > 1}
+
+
+def _message(message: ChatMessage, where: str, named: Container[str]) -> Message:
     role, thought = message.role, message.reasoning_content or message.reasoning or ""
     for field, owner in (
         ("tool_calls", "assistant"),
@@ -53,13 +61,13 @@ def _message(message: ChatMessage, where: str) -> Message:
     ):
         if getattr(message, field) and role != owner:
             raise refusal(f"`{where}.{field}` belongs to the role {owner}, not {role}", f"{where}.{field}")
-    if message.name is not None and role != "tool":
-        raise refusal(f"`{where}.name` is not supported: chat templates have no place for it", f"{where}.name")
-    if message.content is None and not message.tool_calls:
+    if message.content is None and role != "assistant":
         raise refusal(f"`{where}.content` is required", f"{where}.content", "missing_required_parameter")
     content = message.content or ""
     if not isinstance(content, str):
         content = "\n".join(part.text for part in content)
+    if message.name and role in named and content:  # chat templates have no place for names
+        content = f"{message.name}: {content}"
     calls = tuple(
         {"name": call.function.name, "arguments": _arguments(call.function.arguments, f"{where}.tool_calls[{i}]")}
         for i, call in enumerate(message.tool_calls or ())
@@ -89,7 +97,7 @@ def _check_results(messages: Sequence[ChatMessage], first: int, end: int) -> Non
         id, name = messages[place].tool_call_id, messages[place].name
         if open_calls.pop(id, None) is None:
             raise refusal(f"{id!r} is not the id of an open tool call before it", f"messages[{place}].tool_call_id")
-        if name is not None and name != names[id]:
+        if name and name != names[id]:
             raise refusal(f"the call {id!r} is to {names[id]!r}, not {name[:64]!r}", f"messages[{place}].name")
     if open_calls:
         raise refusal(
@@ -155,8 +163,9 @@ def _check_variables(variables: Mapping[str, Any], tokenizer: "PreTrainedTokeniz
     taken = {"messages", "raise_exception", "strftime_now", *tokenizer.special_tokens_map}
     taken |= set(inspect.signature(tokenizer.apply_chat_template).parameters)
     for name in variables:
-        if name in taken or not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template or ""):
-            place = "chat_template_kwargs"
+        is_known = re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template or "")
+        if name in taken or not (is_known or variables[name] in (None, False, "")):
+            place = name if name == "reasoning_effort" else "chat_template_kwargs"
             raise refusal(f"`{place}`: the model's chat template has no variable {name[:64]!r}", place)
 
 

@@ -13,7 +13,7 @@ token; choice i of a seeded request is what a request for one choice with seed +
 Knows nothing of HTTP servers, of the engine's process or of which model a name means.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from evergreen.records import Sampling
 from evergreen.serve.call import Call, Kind
 from evergreen.serve.choice import Choice
 from evergreen.serve.prompts import chat_ids, messages_of, text_ids
-from evergreen.serve.sampling import grammar_of, sampling_of, schema_grammar
+from evergreen.serve.sampling import calls_grammar, grammar_of, sampling_of, schema_grammar
 from evergreen.serve.schemas import (
     INT64,
     AllowedChoice,
@@ -45,6 +45,7 @@ COMPLETION_TOKENS = 16  # OpenAI's and vLLM's when a completion says no max_toke
 OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
 CHUNKS = {"chat": "chat.completion.chunk", "completion": "text_completion"}
 DONE = "data: [DONE]\n\n"
+KEEP_ALIVE = ": keep-alive\n\n"  # a comment, which clients leave out
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,17 @@ def chat_call(body: ChatRequest, defaults: Mapping[str, Any] | None = None) -> C
     """`defaults` are a release's sampling: fields of Sampling, used where the body says nothing."""
     if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
         raise refusal("`max_tokens` and `max_completion_tokens` differ: give one", "max_completion_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise refusal("`top_logprobs` needs `logprobs`: true", "top_logprobs")
     if body.user and body.safety_identifier and body.user != body.safety_identifier:
         raise refusal("`user` and `safety_identifier` differ: give one", "safety_identifier")
-    tools, must_call = _offered_tools(body)
-    grammar = grammar_of(body)
-    if grammar and tools and not must_call:
-        raise refusal("an answer of a fixed form has no room for tool calls: give `tool_choice` none", "tool_choice")
+    tools, must_call, strict = _offered_tools(body)
     sampling = sampling_of(
         body,
         defaults,
         max_tokens=body.max_completion_tokens or body.max_tokens or 0,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=schema_grammar(call_schema(tools), "tools") if must_call else grammar,
+        grammar=_chat_grammar(grammar_of(body), tools, must_call, strict),
         more_stop=(CLOSE,) if tools and not must_call and body.parallel_tool_calls is False else (),
     )
     return Call(
@@ -90,7 +88,7 @@ def chat_call(body: ChatRequest, defaults: Mapping[str, Any] | None = None) -> C
         must_call=must_call,
         sampling=sampling,
         add_generation_prompt=body.add_generation_prompt is not False,
-        template_variables=body.chat_template_kwargs or {},
+        template_variables=_effort(body.reasoning_effort) | (body.chat_template_kwargs or {}),
         user=body.user or body.safety_identifier or "",
         metadata=body.metadata or {},
     )
@@ -101,7 +99,7 @@ def completion_call(body: CompletionRequest, defaults: Mapping[str, Any] | None 
         raise refusal("`best_of` is not supported: leave it out, or give it the value of `n`", "best_of")
     if body.max_tokens == 0 and not body.echo:
         raise refusal("`max_tokens` 0 needs `echo`: nothing else would be answered", "max_tokens")
-    return _text_call("completion", body, defaults, body.logprobs)
+    return _text_call("completion", body, defaults, None if body.logprobs is False else body.logprobs)
 
 
 def generate_call(body: GenerateRequest, defaults: Mapping[str, Any] | None = None) -> Call:
@@ -132,7 +130,7 @@ def _text_call(
 
 
 def _shared(body: SamplingBody) -> dict[str, Any]:
-    if body.stream_options and not body.stream:
+    if body.stream_options and body.stream_options.include_usage and not body.stream:
         raise refusal("`stream_options` needs `stream`: true", "stream_options")
     return {
         "model": body.model or "",
@@ -146,8 +144,24 @@ def _shared(body: SamplingBody) -> dict[str, Any]:
     }
 
 
-def _offered_tools(body: ChatRequest) -> tuple[tuple[dict, ...], bool]:
-    """The function objects that the model may call, and whether it has to."""
+def _effort(effort: str | None) -> dict[str, Any]:
+    """Variables for the template; one that knows nothing of thinking does not mind that there should be none."""
+    if effort == "none":
+        return {"enable_thinking": False}
+    return {"reasoning_effort": effort} if effort else {}
+
+
+def _chat_grammar(form: str, tools: Sequence[dict], must_call: bool, strict: Container[str]) -> str:
+    """Sampling.grammar, where `form` is what the body says of the answer and `strict` names the tools whose arguments
+    have to match their schema also where the model need not call them."""
+    if must_call:
+        return schema_grammar(call_schema(tools), "tools")
+    held = [tool if tool["name"] in strict else {"name": tool["name"]} for tool in tools]
+    return calls_grammar(call_schema(held), form) if tools and (form or strict) else form
+
+
+def _offered_tools(body: ChatRequest) -> tuple[tuple[dict, ...], bool, set[str]]:
+    """The function objects that the model may call, whether it has to, and the names of the strict ones."""
     tools = {tool.function.name: tool.function.model_dump(exclude_none=True) for tool in body.tools or ()}
     if len(tools) < len(body.tools or ()):
         raise refusal("two tools have the same name", "tools")
@@ -159,17 +173,12 @@ def _offered_tools(body: ChatRequest) -> tuple[tuple[dict, ...], bool]:
         names, choice = [tool.function.name for tool in choice.allowed_tools.tools], choice.allowed_tools.mode
     if unknown := [name for name in names if name not in tools]:
         raise refusal(f"`tool_choice` names {unknown[0][:64]!r}, which is not among `tools`", "tool_choice")
-    if choice in ("auto", "required") and not tools:
-        raise refusal(f"`tool_choice` {choice} needs `tools`", "tool_choice")
+    if choice == "required" and not tools:
+        raise refusal("`tool_choice` required needs `tools`", "tool_choice")
     if choice == "none":
-        return (), False
-    for i, name in enumerate(tools):
-        if name in names and tools[name].pop("strict", False) and choice != "required":
-            raise refusal(
-                "`strict` needs `tool_choice` required or a named function: otherwise arguments are the model's own",
-                f"tools[{i}].function.strict",
-            )
-    return tuple(tools[name] for name in dict.fromkeys(names)), choice == "required"
+        return (), False, set()
+    strict = {name for name in names if tools[name].pop("strict", False)}
+    return tuple(tools[name] for name in dict.fromkeys(names)), choice == "required", strict
 
 
 # calls to requests

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evergreen.engine.grammar import CALLS, FORM_OR_CALLS
 from evergreen.engine.grammar import check as check_grammar
 from evergreen.records import BadInput, Sampling
 from evergreen.serve.schemas import SamplingBody, refusal
@@ -43,7 +44,7 @@ def sampling_of(
     chosen |= {ours: value for ours, theirs in FIELDS.items() if (value := getattr(body, theirs)) is not None}
     stop = chosen.get("stop", ())
     chosen |= {
-        "stop": (*((stop,) if isinstance(stop, str) else stop), *more_stop),
+        "stop": (*((stop,) if stop and isinstance(stop, str) else stop), *more_stop),
         "stop_token_ids": tuple(chosen.get("stop_token_ids", ())),
         "top_p": max(chosen.get("top_p", 1.0), SMALLEST_TOP_P),
         "top_k": max(chosen.get("top_k", 0), 0),
@@ -104,8 +105,21 @@ def schema_grammar(schema: dict | str | None, param: str) -> str:
     return _checked(f"schema:{schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)}", param)
 
 
+def calls_grammar(call: dict, form: str = "") -> str:
+    """The grammar of an answer of text and calls whose JSON matches `call`; where there is the grammar of a `form`, of
+    one that is calls alone or in that form. Raises ApiError."""
+    if not form:
+        return _checked(f"{CALLS}:{json.dumps(call, ensure_ascii=False)}", "tools")
+    kind, _, schema = form.partition(":")
+    if kind == "regex":
+        raise refusal("an answer that an expression describes has no room for tool calls: give `tool_choice` none",
+                      "tool_choice")  # fmt: skip
+    both = {"form": json.loads(schema) if schema else {"type": "object"}, "call": call}
+    return _checked(f"{FORM_OR_CALLS}:{json.dumps(both, ensure_ascii=False)}", "tools")
+
+
 def _regex_grammar(expression: str | None, param: str) -> str:
-    return _checked(f"regex:{expression}", param) if expression is not None else ""
+    return _checked(f"regex:{expression}", param) if expression else ""
 
 
 def _choice_grammar(choices: Sequence[str] | None) -> str:

@@ -2,16 +2,18 @@
 
 Promises: a field is honoured, or it is refused by name; nothing is ignored. A field whose type holds one value (or
 only null) is one that this server cannot do anything else with: that value says so and means what it does elsewhere.
+What asks for nothing is never refused: null, for any name at all, and what is empty.
 `read` turns bytes into a body; what is wrong with them becomes one `ApiError` in OpenAI's words.
 """
 
+import codecs
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 MAX_CHOICES = 128  # of one prompt
@@ -27,6 +29,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 AdapterName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
+Nothing = Annotated[list[None], Field(max_length=0)] | None
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompt = (
     str
@@ -59,10 +62,20 @@ def refusal(message: str, param: str | None = None, code: str | None = None) -> 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null_strangers(cls, value: Any) -> Any:
+        """Some clients write every field that they know, null where it is not used."""
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: inner for name, inner in value.items() if inner is not None or name in known}
+
 
 class TextPart(Body):
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = None  # a hint, as `prompt_cache_key` is
 
 
 class FunctionCall(Body):
@@ -78,20 +91,22 @@ class ToolCall(Body):
 
 
 class ChatMessage(Body):
-    """Any role's message; protocol.py checks which fields stand with which role. The fields after `reasoning` are
-    those that an answer has and that clients send back."""
+    """Any role's message; prompts.py checks which fields stand with which role. The fields after `reasoning` are
+    those that an answer has and that clients send back, the last two what clients keep with it for themselves."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    name: str | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # another name for it
-    refusal: None = None
-    annotations: Annotated[list[None], Field(max_length=0)] | None = None
+    refusal: Literal[""] | None = None
+    annotations: Nothing = None
     audio: None = None
     function_call: None = None
+    provider_specific_fields: dict[str, Any] | None = None
+    cache_control: dict[str, Any] | None = None
 
 
 class Function(Body):
@@ -104,6 +119,7 @@ class Function(Body):
 class Tool(Body):
     type: Literal["function"]
     function: Function
+    cache_control: dict[str, Any] | None = None
 
 
 class ChosenFunction(Body):
@@ -143,7 +159,7 @@ class StructuredOutputs(Body):
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     json_object: bool | None = None
     regex: str | None = None
-    choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    choice: list[Text] | None = None
 
 
 class StreamOptions(Body):
@@ -187,7 +203,7 @@ class SamplingBody(Body):
     ) = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOP)] | None = None
+    stop: str | Annotated[list[Text], Field(max_length=MAX_STOP)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -196,11 +212,11 @@ class SamplingBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    cache_salt: Text | None = None  # who else sends it shares the prefix cache
+    cache_salt: str | None = None  # who else sends it shares the prefix cache
     priority: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # higher is later: a client can only stand back
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    guided_choice: list[Text] | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: ResponseFormat | None = None
 
@@ -211,8 +227,8 @@ class SamplingBody(Body):
     truncate_prompt_tokens: None = None
     prompt_logprobs: None = None
     allowed_token_ids: None = None
-    bad_words: Annotated[list[str], Field(max_length=0)] | None = None
-    guided_grammar: None = None
+    bad_words: Nothing = None
+    guided_grammar: Literal[""] | None = None
     return_token_ids: Literal[False] | None = None
     return_tokens_as_token_ids: Literal[False] | None = None
 
@@ -237,6 +253,8 @@ class ChatRequest(SamplingBody):
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None  # the newer name of `user`
     prompt_cache_key: str | None = None  # the prefix cache finds what it has whatever the key is
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: Literal[True] | None = None
     add_generation_prompt: bool | None = None
 
     audio: None = None
@@ -244,15 +262,14 @@ class ChatRequest(SamplingBody):
     add_special_tokens: Literal[False] | None = None  # the template has written them
     continue_final_message: Literal[False] | None = None
     chat_template: None = None
-    documents: None = None
-    functions: None = None
+    documents: Nothing = None
+    functions: Nothing = None
     function_call: Literal["none"] | None = None
     modalities: list[Literal["text"]] | None = None
     moderation: None = None
     prediction: None = None
     prompt_cache_options: PromptCacheOptions | None = None
     prompt_cache_retention: Literal["in_memory"] | None = None
-    reasoning_effort: None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     verbosity: Literal["medium"] | None = None
@@ -264,7 +281,7 @@ class CompletionRequest(SamplingBody):
 
     prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # 0: only the prompt's echo
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | Literal[False] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
     best_of: int | None = None  # only `n` itself
@@ -310,6 +327,7 @@ def read(kind: type[T], raw: bytes) -> T:
     """A body from what came over the wire. Raises ApiError: broken JSON, NaN, an unknown or refused field, a wrong
     type."""
     try:
+        raw = raw.removeprefix(codecs.BOM_UTF8)
         body = from_json(raw, allow_inf_nan=False)
         json.loads(raw, object_pairs_hook=_once)
     except ValueError as error:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import re
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ from evergreen.home import home_dir
 from evergreen.knowledge.answer import open_knowledge
 from evergreen.records import BadInput
 from evergreen.registry import Registry
-from evergreen.registry.knowledge import Pinned
+from evergreen.registry.knowledge import Pinned, standing_aside
 from evergreen.serve import protocol
 from evergreen.serve.app import make_app
 from evergreen.serve.keys import KEYS_FILE, Keys, keys_of, make_key
@@ -36,6 +37,7 @@ from evergreen.serve.schemas import ApiError
 from evergreen.settings import EmbeddedEngineSettings, KnowledgeServeSettings, KnowledgeSettings, ServeSettings
 
 HEAD_SECONDS, MAX_HEAD_BYTES = 20.0, 65_536
+UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 STOPPING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 SWITCH_SECONDS = 0.0005  # after which a thread hands over to the event loop; by default 5 ms, each time
 LOG_FILE = Path("logs", "engine.log")  # of the home
@@ -60,7 +62,8 @@ def run_serve(given: ServeSettings) -> dict[str, Any]:
             app = make_app(given, models, keys, log, is_local, knowledge)
             address = _address(given.host, listener.getsockname()[1])
             server = _Server(app, given.drain_seconds, lambda: _greet(address, models.default))
-            asyncio.run(server.serve(sockets=[listener]))
+            with standing_aside(home, models.default, models.pointers, _say):
+                asyncio.run(server.serve(sockets=[listener]))
         finally:
             models.close()
             log.close()
@@ -153,11 +156,26 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+class _AnyLength(int):
+    """The length of an answer that ends with its connection, for uvicorn to count down from."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    def __sub__(self, other: object) -> "_AnyLength":
+        return self
+
+
 class _Protocol(HttpToolsProtocol):
-    """A connection whose client must send each request's head within a time and a size, or is cut off."""
+    """A connection whose client must send each request's head within a time and a size, or is cut off.
+
+    An offer to go on in another protocol (h2c: Java's own client makes it with every request, curl --http2 too) is
+    passed over, as HTTP has it; the parser would take the body for the other protocol. An answer without a length to
+    HTTP/1.0, which knows no chunks, ends with its connection."""
 
     _clock: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _is_in_body = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -169,6 +187,9 @@ class _Protocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES + len(data):
                 self.transport.close()
                 return
+        if not self._is_in_body:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = UPGRADE.sub(b"\r\nx-declined:", head) + end + rest
         super().data_received(data)
 
     def on_message_begin(self) -> None:
@@ -178,7 +199,14 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._forget_clock()
+        self._is_in_body = True
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.chunked_encoding, self.cycle.expected_content_length = False, _AnyLength()
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is refused in the shape of everything else."""

@@ -58,24 +58,34 @@ function open() {
 
 /** Does something that may fail, and says so where it does; true when it was done. */
 async function attempt(act) {
-  const problem = $("#knowledge-problem");
   try {
     await act();
-    problem.hidden = true;
+    $("#knowledge-problem").hidden = true;
     return true;
   } catch (error) {
     if (!(error instanceof api.Failure)) throw error;
-    problem.textContent = sayFailure(error);
-    problem.hidden = false;
-    problem.scrollIntoView({ block: "nearest" });
+    show(sayFailure(error));
     return false;
   }
 }
 
-const change = (path, method, body) => attempt(async () => {
-  await api.knowledge(path, { method, body });
-  await reload();
-});
+function show(text) {
+  const problem = $("#knowledge-problem");
+  problem.textContent = text;
+  problem.hidden = false;
+  problem.scrollIntoView({ block: "nearest" });
+}
+
+/** Sends a change and reads all anew; says where answers do not show it, since they stand on a snapshot. */
+async function change(path, method, body) {
+  let warning;
+  const isDone = await attempt(async () => {
+    ({ warning } = await api.knowledge(path, { method, body }));
+    await reload();
+  });
+  if (warning) show(say("notInAnswers"));
+  return isDone;
+}
 
 async function reload() {
   state = await api.knowledge("/snapshots");
