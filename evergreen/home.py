@@ -155,6 +155,22 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_turn(folder: Path, room: str = "") -> Iterator[None]:
+    """Hold the lock of all who write in a folder, which is made with its `room`; other processes wait. The kernel frees
+    the lock of a killed one. Raises BadInput when the folder cannot be written."""
+    import fcntl
+
+    try:
+        (folder / room).mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a")  # noqa: SIM115 the block below closes it
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}): choose another --home") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def is_disk_error(error: BaseException) -> bool:
     """Whether a file could not be written or read; torch and safetensors have names of their own for that."""
     text = str(error)

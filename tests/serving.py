@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 import psutil
+from waiting import wait_until
 
 TESTS = Path(__file__).resolve().parent
 
@@ -92,13 +92,6 @@ def serving(
             process.kill()
             raise
         reader.join(10)
-
-
-def wait_until(holds, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def command_of(process: psutil.Process) -> str:

@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 from registry_homes import SERVERS, new_database
+from waiting import wait_until
 
 from evergreen import feedback
 from evergreen.database import Database
@@ -42,13 +43,6 @@ def start(database):
 def interaction(**more) -> Interaction:
     body = {"messages": [{"role": "user", "content": "青石相机多少钱?"}]}
     return Interaction(new_id(), feedback.now(), "/v1/chat/completions", **{"input": body, "output": ["42元"]} | more)
-
-
-def wait_until(holds, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Full:

@@ -1,13 +1,11 @@
 """A real llama.cpp server: GGUF files that answer with transformers' tokens, adapters apart, conformance as a whole."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from environments import python_with
 
 from evergreen import cli
 from evergreen.engine import gguf
@@ -30,16 +28,8 @@ SHAPE = {
 
 @pytest.fixture(scope="session")
 def llama_python() -> str:
-    """The python of an environment with the wheel, made once, in a cache folder."""
-    if given := os.environ.get("EVERGREEN_LLAMA_PYTHON"):
-        return given
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "evergreen" / "xllamacpp"
-    python = cache / "bin" / "python"
-    if not python.is_file() or subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode:
-        subprocess.run([sys.executable, "-m", "venv", cache], check=True)
-        if subprocess.run([python, "-m", "pip", "install", "-q", WHEEL]).returncode:
-            pytest.skip(f"{WHEEL} cannot be installed here")
-    return str(python)
+    """The python of an environment with the wheel."""
+    return python_with("xllamacpp", WHEEL, given="EVERGREEN_LLAMA_PYTHON")
 
 
 def make_of(kind: str, folder: Path, **shape) -> str:

@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from environments import python_with
 from serving import serving
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,16 +35,8 @@ GENERATED = {
 
 @pytest.fixture(scope="session")
 def lm_eval_python() -> str:
-    """The python of an environment with lm-eval, made once, in a cache folder."""
-    if given := os.environ.get("EVERGREEN_LM_EVAL_PYTHON"):
-        return given
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "evergreen" / "lm_eval"
-    python = cache / "bin" / "python"
-    if not python.is_file() or subprocess.run([python, "-c", "import lm_eval"], capture_output=True).returncode:
-        subprocess.run([sys.executable, "-m", "venv", cache], check=True)
-        if subprocess.run([python, "-m", "pip", "install", "-q", *WHEELS]).returncode:
-            pytest.skip(f"{WHEELS[0]} cannot be installed here")
-    return str(python)
+    """The python of an environment with lm-eval."""
+    return python_with("lm_eval", *WHEELS, given="EVERGREEN_LM_EVAL_PYTHON")
 
 
 def wanted_logprobs() -> list[list[float]]:

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from page_server import WEB, PageServer, running
+from waiting import wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 expect = playwright.expect
@@ -105,15 +106,6 @@ def ask(page, text: str = "Hi") -> None:
     page.keyboard.press("Enter")
 
 
-def wait_until(page, holds: Callable[[], bool]) -> None:
-    """What the server is told arrives a moment after the page shows it."""
-    for _ in range(100):
-        if holds():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("not within 5 seconds")
-
-
 def answer_to(page, text: str = "Hi"):
     """The answer's element, when it is complete."""
     ask(page, text)
@@ -146,7 +138,7 @@ def test_text_shows_before_the_answer_is_complete_and_can_be_stopped(visit, serv
     expect(page.get_by_label("Send", exact=True)).to_be_visible()
     text = page.locator(".answer .prose").last.text_content()
     assert 10 <= len(text) < 5000
-    wait_until(page, lambda: server.num_cancelled == 1)
+    wait_until(lambda: server.num_cancelled == 1)
 
 
 def test_the_conversation_goes_with_each_question_and_survives_a_reload(visit, server):
@@ -196,7 +188,7 @@ def test_answering_again_keeps_the_earlier_answer(visit, server):
     expect(answer.locator(".prose").last).to_have_text("Hello there.")
     answer_to(page, "next")
     assert server.asked[2]["messages"][1]["content"] == "Hello there."
-    wait_until(page, lambda: any(rating.get("action") == "regenerate" for rating in server.ratings))
+    wait_until(lambda: any(rating.get("action") == "regenerate" for rating in server.ratings))
 
 
 def test_thumbs_and_corrections_are_stored_with_the_answer(visit, server):
@@ -245,7 +237,7 @@ def test_copy_gives_the_markdown_and_code_its_text(visit, server, browser):
     assert page.evaluate("navigator.clipboard.readText()") == MARKDOWN
     answer.get_by_role("button", name="Copy", exact=True).click()
     page.wait_for_function("navigator.clipboard.readText().then((text) => text === 'print(\"hi\")\\n')")
-    wait_until(page, lambda: [rating["action"] for rating in server.ratings] == ["copy"])
+    wait_until(lambda: [rating["action"] for rating in server.ratings] == ["copy"])
 
 
 def test_markdown_becomes_elements_also_in_chinese(visit, server):

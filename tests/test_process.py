@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fake_engine import CONTEXT_TOKENS, CRASH, POISON, FakeEngine
+from waiting import wait_until
 
 from evergreen.engine.base import Output, Request
 from evergreen.engine.process import ProcessEngine
@@ -56,13 +56,6 @@ def make_adapter(folder: Path) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     return folder
-
-
-def wait_until(holds, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_up(engine: ProcessEngine) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from serving import Server, serving, wait_until
+from serving import Server, serving
+from waiting import wait_until
 
 from evergreen import cli
 from evergreen.records import BadInput

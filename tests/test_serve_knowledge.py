@@ -14,8 +14,9 @@ import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
-from serving import Server, serving, wait_until
+from serving import Server, serving
 from small_models import make_base
+from waiting import wait_until
 
 from evergreen.knowledge import log as knowledge_log
 from evergreen.knowledge import purges

@@ -6,9 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from serving import serving, wait_until
+from serving import serving
 from small_models import make_base
 from transformers import AutoTokenizer
+from waiting import wait_until
 
 from evergreen.engine.base import Stats
 from evergreen.model.find import version_digest

@@ -11,16 +11,15 @@ forgotten: the old bytes are in no file of the log when it returns.
 Does not: know what a change means, or work on a network file system without locks.
 """
 
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from evergreen.home import disk_failure, fsync_folder, read_object, write_atomic, write_json
+from evergreen.home import disk_failure, fsync_folder, in_turn, read_object, write_atomic, write_json
 from evergreen.knowledge.lines import Change, decode, encode, whole_appends
 from evergreen.records import BadInput, Failure
 
@@ -152,17 +151,9 @@ class Log:
 
     # -- writing
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Hold the writers' lock; other processes wait. What is written was decided on all that came before."""
-        try:
-            (self.folder / "log").mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / "lock", "a")  # noqa: SIM115 the block below closes it
-        except OSError as error:
-            raise BadInput(f"{self.folder} cannot be written ({error.strerror}): choose another --home") from None
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return in_turn(self.folder, "log")
 
     def append(self, changes: Sequence[Change]) -> list[Change]:
         """Number the changes, stamp them and bring them to the disk, all or none. Only within `writing`, after a

@@ -12,19 +12,17 @@ Does not: know what a value is, or work on a network file system without locks.
 """
 
 import errno
-import fcntl
 import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import orjson
 
-from evergreen.home import fsync_folder, write_atomic
-from evergreen.records import BadInput
+from evergreen.home import fsync_folder, in_turn, write_atomic
 
 MAX_BYTES = 4 << 20  # some 250,000 entries; then the file begins anew, and what was made before is void
 
@@ -85,17 +83,9 @@ class Purges:
             fsync_folder(self.folder)
             self.follow()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of all who write in this folder; other processes wait."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / "lock", "a")  # noqa: SIM115 the block below closes it
-        except OSError as error:
-            raise BadInput(f"{self.folder} cannot be written ({error.strerror}): choose another --home") from None
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return in_turn(self.folder)
 
     # -- inside
 

@@ -156,14 +156,12 @@ def knowledge_routes(app: FastAPI, door: Door, knowledge: Knowledge, standing: S
         found = await asyncio.to_thread(knowledge.search, body.query, ask, body.top_k)
         return Json([fact_of(hit) for hit in found.hits])
 
-    _entries(app, door, knowledge, standing)
+    _entries(app, door, knowledge)
+    _changes(app, door, knowledge, standing)
     _states(app, door, knowledge, standing)
 
 
-def _entries(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing) -> None:
-    async def told(document: dict[str, Any], what: str) -> dict[str, Any]:
-        return document | await asyncio.to_thread(standing.warning, what)
-
+def _entries(app: FastAPI, door: Door, knowledge: Knowledge) -> None:
     @app.get(ADMIN, summary="The entries there are, those changed last first (admin)")
     async def entries(
         request: Request,
@@ -184,6 +182,17 @@ def _entries(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing)
         return Json({"object": "list", "data": [entry_of(row) for row in rows], "has_more": more,
                      "next": rows[-1].begins if more else None})  # fmt: skip
 
+    @app.get(f"{ADMIN}/{{id:path}}/history", summary="Every version of an entry, oldest first (admin)")
+    async def history(request: Request, id: Id) -> Response:
+        door.key_of(request, "admin")
+        rows = await asyncio.to_thread(knowledge.reading, lambda store: known(store, id))
+        return Json({"object": "list", "data": [version_of(row) for row in rows]})
+
+
+def _changes(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing) -> None:
+    async def told(document: dict[str, Any], what: str) -> dict[str, Any]:
+        return document | await asyncio.to_thread(standing.warning, what)
+
     @app.post(ADMIN, summary="Add an entry (admin)", **takes(EntryRequest))
     async def add(request: Request) -> Response:
         key, body = door.key_of(request, "admin"), await door.body_of(request, EntryRequest)
@@ -192,12 +201,6 @@ def _entries(app: FastAPI, door: Door, knowledge: Knowledge, standing: Standing)
         [row] = await _write(knowledge, lambda store: store.add([entry], author_of(key), body.reason or ""),
                              lambda rows: [row.entry.id for row in rows])  # fmt: skip
         return Json(await told(written(row), "does not have it"), 201)
-
-    @app.get(f"{ADMIN}/{{id:path}}/history", summary="Every version of an entry, oldest first (admin)")
-    async def history(request: Request, id: Id) -> Response:
-        door.key_of(request, "admin")
-        rows = await asyncio.to_thread(knowledge.reading, lambda store: known(store, id))
-        return Json({"object": "list", "data": [version_of(row) for row in rows]})
 
     @app.patch(f"{ADMIN}/{{id:path}}", summary="Correct an entry (admin)", **takes(EntryPatch))
     async def update(request: Request, id: Id) -> Response:
