@@ -10,8 +10,8 @@ A method named NAME= has its epochs scaled so that it costs what sequential fine
 Does not: choose a method by the items it reports (choose with --seeds 100, report with others).
 
 nano: five invented skills (skills.py) on the shipped 6 M parameter model; half a minute an increment on an idle core.
-trace: a model of bench/train.py's small shape, pre-trained here on the prompts of TRACE and on instructions (about an
-hour on one core, once), then C-STANCE, 20Minuten, Py150, ScienceQA (about ten minutes an increment).
+trace: a model of bench/train.py's small shape, pre-trained here on the prompts of TRACE and on instructions (about 40
+minutes on one core, once), then C-STANCE, 20Minuten, Py150, ScienceQA (about ten minutes an increment).
 """
 
 import argparse
