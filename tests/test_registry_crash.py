@@ -21,6 +21,7 @@ from registry_homes import (
     postgres_server,
     registry_of,
 )
+from waiting import wait_until
 
 from evergreen.records import BadInput, Failure
 
@@ -138,7 +139,10 @@ def test_twenty_killed_writers_leave_the_old_or_the_new(home):
     for name in "abcd":
         registry.promote(make_release(registry, name).id)
     for number in range(20):
+        num_seen = len(registry.history())
         writer = start(write_anything, home, number)
+        if number % 2:  # the others are killed wherever they are, which may be before their first move
+            wait_until(lambda num_seen=num_seen: len(registry.history()) != num_seen)
         time.sleep(chance.uniform(0.03, 0.3))
         writer.kill()
         writer.join()
@@ -146,7 +150,7 @@ def test_twenty_killed_writers_leave_the_old_or_the_new(home):
         moves = check_invariants(registry)
         assert moves >= num_moves  # nothing committed is ever lost
         num_moves = moves
-    assert num_moves > 8
+    assert num_moves >= 4 + 10
     registry.promote(make_release(registry, "last").id)
     registry.prune()
     kept = {path.name for path in (home / "adapters").iterdir() if not path.name.startswith(".")}
