@@ -1,12 +1,13 @@
 """What was asked and answered, one row a request, and what people said of it, one row a rating, in the home's database.
 
 Promises: `add` returns at once and never raises; one thread writes, many rows in a transaction. A database that cannot
-be written costs no request: rows wait in memory, the newest 10,000 of them, and it is said once. Rows are only added.
-A rating is answered for when it is on the disk.
+be written costs no request: rows wait in memory, the newest 10,000 of them, and it is said once. Rows are only added;
+`forget` takes the words out of one and leaves the rest. A rating is answered for when it is on the disk.
 Does not: keep what `content` "none" or "hash" holds back, or judge anything.
 """
 
 import hashlib
+import json
 import sys
 import threading
 from collections import deque
@@ -14,17 +15,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from evergreen.home import canonical_json, new_id
 from evergreen.records import EvergreenError, Failure
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Connection, Row, Select
 
     from evergreen.database import Database
 
 Content = Literal["none", "hash", "full"]
+T = TypeVar("T")
 MAX_HELD = 10_000
 BATCH_SECONDS, MAX_BATCH = 0.1, 500
 RETRY_SECONDS = (1.0, 30.0)
@@ -38,9 +40,10 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Interaction:
-    """A request and how it ended. `input` is the body that was sent, `output` the choices that were answered, both JSON
-    values; `knowledge` is the number of the last knowledge change that the answer saw, and `grounding` what
-    came of it, with the [id, version] of the entries in its prompt: that and `at` are what it takes to ask again."""
+    """A request and how it ended. `input` is the body that was sent, with the conversation that it goes on from,
+    `output` the choices that were answered or a whole response, both JSON values; `knowledge` is the number of the
+    last change of knowledge that the answer saw, and `grounding` what came of it, with the [id, version] of the
+    entries in its prompt: that and `at` are what it takes to ask again."""
 
     id: str
     at: str
@@ -94,7 +97,7 @@ class Log:
         self.num_lost = 0
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
         self._held: deque[dict[str, Any]] = deque()
-        self._asked: deque[tuple[Rating, Future[str | None]]] = deque()
+        self._asked: deque[tuple[Callable[[Connection], Any], Future[Any]]] = deque()
         self._wake, self._is_closing, self._is_broken = threading.Condition(), False, False
         self._writer = threading.Thread(target=self._write_on, name="request log", daemon=True)
         self._writer.start()
@@ -111,11 +114,15 @@ class Log:
     def rate(self, rating: Rating) -> "Future[str | None]":
         """The rating's id once it is stored; None when no request has the id that it names, Failure when it could not
         be stored."""
-        future: Future[str | None] = Future()
-        with self._wake:
-            self._asked.append((rating, future))
-            self._wake.notify()
-        return future
+        return self._ask(lambda tx: self._rate(tx, rating))
+
+    def seek(self, id: str) -> "Future[Row | None]":
+        """As `find`, behind all that has been added until now. Failure when the database cannot be written."""
+        return self._ask(lambda tx: tx.execute(self._one(id)).first())
+
+    def forget(self, id: str) -> "Future[None]":
+        """Done when what was asked and answered is no more in the request's row. Failure as above."""
+        return self._ask(lambda tx: self._forget(tx, id))
 
     def close(self) -> None:
         """Writes what waits, if it can be written."""
@@ -128,7 +135,7 @@ class Log:
 
     def find(self, id: str) -> "Row | None":
         with self.db.read() as tx:
-            return tx.execute(self.requests.select().where(self.requests.c.id == id)).first()
+            return tx.execute(self._one(id)).first()
 
     def newest(self, limit: int = 100) -> "Sequence[Row]":
         """Requests, newest first."""
@@ -141,7 +148,17 @@ class Log:
         with self.db.read() as tx:
             return tx.execute(table.select().where(table.c.request == request).order_by(table.c.id)).all()
 
+    def _one(self, id: str) -> "Select":
+        return self.requests.select().where(self.requests.c.id == id)
+
     # -- the writer's thread
+
+    def _ask(self, what: "Callable[[Connection], T]") -> "Future[T]":
+        future: Future[T] = Future()
+        with self._wake:
+            self._asked.append((what, future))
+            self._wake.notify()
+        return future
 
     def _write_on(self) -> None:
         pause = RETRY_SECONDS[0]
@@ -164,19 +181,21 @@ class Log:
                     self._wake.wait_for(lambda: self._is_closing or self._asked, timeout=pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
 
-    def _write(self, rows: list[dict[str, Any]], asked: "list[tuple[Rating, Future[str | None]]]") -> bool:
+    def _write(
+        self, rows: list[dict[str, Any]], asked: "list[tuple[Callable[[Connection], Any], Future[Any]]]"
+    ) -> bool:
         try:
             with self.db.write() as tx:
                 if rows:
                     tx.execute(self.requests.insert(), [self._stored(row) for row in rows])
-                ids = [self._rate(tx, rating) for rating, _ in asked]
+                answers = [what(tx) for what, _ in asked]
         except Exception as error:  # a request must never fail for its log
             self._complain(error)
             for _, future in asked:
-                future.set_exception(Failure(f"the rating could not be stored: {error}"))
+                future.set_exception(Failure(f"the log cannot be written now: {error}"))
             return False
-        for (_, future), id in zip(asked, ids, strict=True):
-            future.set_result(id)
+        for (_, future), answer in zip(asked, answers, strict=True):
+            future.set_result(answer)
         self._recover()
         return True
 
@@ -184,16 +203,23 @@ class Log:
         kept = {name: _kept(row[name], self.content) for name in ("input", "output")}
         grounding = row["grounding"]
         if grounding and self.content != "full":
-            grounding = {name: grounding[name] for name in ANONYMOUS if name in grounding}
+            grounding = _anonymous(grounding)
         return _clean(row | kept | {"grounding": _kept(grounding, "full")})
 
     def _rate(self, tx: "Connection", rating: Rating) -> str | None:
-        if not tx.execute(self.requests.select().where(self.requests.c.id == rating.request)).first():
+        if not tx.execute(self._one(rating.request)).first():
             return None
         values = {field.name: getattr(rating, field.name) for field in fields(rating)}
         values |= {"id": rating.id or new_id(), "at": rating.at or now(), "trusted": int(rating.trusted)}
         tx.execute(self.ratings.insert().values(_clean(values)))
         return values["id"]
+
+    def _forget(self, tx: "Connection", id: str) -> None:
+        row = tx.execute(self._one(id)).first()
+        kept = {"input": None, "output": None, "grounding": row and row.grounding}
+        if kept["grounding"]:
+            kept["grounding"] = canonical_json(_anonymous(json.loads(kept["grounding"])))
+        tx.execute(self.requests.update().where(self.requests.c.id == id).values(**kept))
 
     def _put_back(self, rows: list[dict[str, Any]]) -> None:
         with self._wake:
@@ -212,6 +238,10 @@ class Log:
         if self._is_broken:
             self._say(f"the request log is written again; {self.num_lost} rows were lost")
         self._is_broken = False
+
+
+def _anonymous(grounding: dict[str, Any]) -> dict[str, Any]:
+    return {name: grounding[name] for name in ANONYMOUS if name in grounding}
 
 
 def _clean(row: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,20 @@ class Full:
         return self.database.write()
 
 
+def test_what_is_forgotten_leaves_its_row_without_a_word(start):
+    log, told = start(), {"decision": "inject", "outcome": ["checked"], "problems": [{"sentence": "42元"}]}
+    asked, other = interaction(completion_tokens=5, grounding=told), interaction()
+    log.add(asked)
+    log.add(other)
+    assert json.loads(log.seek(asked.id).result().output) == ["42元"]  # behind what was added a moment ago
+    log.forget(asked.id).result()
+    row = log.find(asked.id)
+    assert row.input is row.output is None and row.completion_tokens == 5
+    assert json.loads(row.grounding) == {"decision": "inject", "outcome": ["checked"]}
+    assert log.find(other.id).output and log.seek("none").result() is None
+    log.forget("none").result()
+
+
 def test_ids_are_uuids_of_version_7_that_sort_by_time():
     ids = []
     for _ in range(20):

@@ -473,7 +473,7 @@ def test_head_is_get_without_the_body_and_a_slash_at_the_end_means_nothing(serve
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("/v1/responses", "/v1/chat/completions"),
+        ("/v1/messages", "/v1/chat/completions"),
         ("/v1/embeddings", "no embeddings"),
         ("/chat/completions", "it is /v1/chat/completions"),
         ("/v1/nothing", "/docs"),

@@ -261,6 +261,20 @@ def test_a_chat_stands_on_the_entry_and_says_so_whole_and_streamed_alike(server,
     assert chunks[-1]["evergreen"]["citations"] == about["citations"]
 
 
+def test_a_response_stands_on_the_entry_as_a_chat_does(server, entries):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="user-key", max_retries=0)
+    answer = client.responses.create(input=ASKED, temperature=0).to_dict()
+    *_, last = client.responses.create(input=ASKED, temperature=0, stream=True)
+    about, told = answer["evergreen"], last.response.to_dict()["evergreen"]
+    assert answer["output"][0]["content"][0]["text"] == last.response.output_text == TOLD
+    assert [one["id"] for one in about["citations"]] == [one["id"] for one in told["citations"]] == ["lamp"]
+    assert about["knowledge"]["outcome"] == told["knowledge"]["outcome"] == "checked" and told["cached"]
+    off = client.responses.create(input=ASKED, extra_body={"evergreen": {"knowledge": "off"}}).to_dict()
+    assert off["evergreen"]["sources"] == [] and off["evergreen"]["knowledge"] is None
+    after = client.responses.create(input=ASKED, previous_response_id=answer["id"], temperature=0).to_dict()
+    assert [one["id"] for one in after["evergreen"]["citations"]] == ["lamp"]
+
+
 def test_the_row_of_a_request_is_enough_to_find_the_same_entries(server, entries):
     answer = chat(server)
     row = row_of(server, answer)

@@ -23,7 +23,8 @@ from evergreen.serve.history import MAX_RESERVED_TOKENS, trimmed
 from evergreen.serve.inbox import Inbox
 from evergreen.serve.keys import Key
 from evergreen.serve.models import Served
-from evergreen.serve.protocol import Call, Choice, Head
+from evergreen.serve.output_items import Events
+from evergreen.serve.protocol import Call, Choice, Chunks, Head, Writer
 from evergreen.serve.sampling import may_compile
 from evergreen.serve.schemas import ApiError, SamplingBody
 
@@ -33,19 +34,27 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 5.0  # of silence, before a stream's first event
 CANCEL_SECONDS = 10.0  # how long a cancelled request may take to say so
 SEND_SECONDS = 60.0  # a client that takes nothing for so long is gone
-PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "generate": "gen-"}
+PREFIXES = {"chat": "chatcmpl-", "response": "resp_", "completion": "cmpl-", "generate": "gen-"}
 
 
 class Answering:
     """One body on its way to one response."""
 
     def __init__(
-        self, desk: "Desk", key: Key, route: str, body: SamplingBody, session: str = "", is_ahead: bool = False
+        self,
+        desk: "Desk",
+        key: Key,
+        route: str,
+        body: SamplingBody,
+        to_call: Callable[..., Call],
+        session: str = "",
+        is_ahead: bool = False,
     ):
         """`session` is the page's cookie; where a split needs one and there is none, it gets one here. `is_ahead`:
         nobody waits, the answer is made for the cache."""
         self.is_ahead = is_ahead
-        self.desk, self.key, self.route, self.body, self.session = desk, key, route, body, session
+        self.desk, self.key, self.route, self.body, self.to_call = desk, key, route, body, to_call
+        self.session, self.created = session, int(time.time())
         self.id, self.started, self.at = new_id(), time.perf_counter(), feedback.now()
         self.inbox = Inbox()
         self.served: Served | None = None
@@ -53,21 +62,23 @@ class Answering:
         self.grounding: Grounding | None = None
         self.remembered: Output | None = None  # the answer, from the cache
         self.choices: list[Choice] = []
+        self.writer: Writer | None = None
         self.open: dict[str, int] = {}  # engine requests that have not ended -> their choice
         self.completions: list[Completion] = []
         self.num_trimmed, self.num_slots, self.num_prompt_tokens = 0, 0, 0
         self.status, self.error = 200, ""
         self._stack, self._watcher = contextlib.AsyncExitStack(), None
 
-    async def begin(self, to_call: Callable[..., Call]) -> None:
+    async def begin(self) -> None:
         """Choose who answers, write the prompts, hand them to the engine."""
         self.served = served = await self._choose()
         sampling = served.release.sampling if served.release else None
         self.grounding = Grounding.begin(self.desk.knowledge, self.desk.settings.knowledge, self.body, served)
         if may_compile(self.body):  # a large grammar takes seconds
-            self.call = await self.desk.in_thread(to_call, self.body, sampling)
+            self.call = await self.desk.in_thread(self.to_call, self.body, sampling)
         else:
-            self.call = to_call(self.body, sampling)
+            self.call = self.to_call(self.body, sampling)
+        self.writer = (Events if self.call.kind == "response" else Chunks)(self.call, self.choices)
         self.inbox.is_patient = not self.call.stream
         count = self.call.n * max(1, len(self.call.prompts))
         self.desk.admit(served.base.digest, count)
@@ -82,7 +93,7 @@ class Answering:
     @property
     def head(self) -> Head:
         name = self.call.lora or self.call.model or self.served.name
-        return Head(PREFIXES[self.call.kind] + self.id, name, int(time.time()), self.served.fingerprint,
+        return Head(PREFIXES[self.call.kind] + self.id, name, self.created, self.served.fingerprint,
                     self._evergreen())  # fmt: skip
 
     def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
@@ -107,7 +118,7 @@ class Answering:
             await self._settle()
         async for choice, output in self.outputs():
             choice.add(output)
-        return protocol.respond(self.call, self.head, self.choices)
+        return self.writer.whole(self.head)
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events, those that came together in one string; the first comes with the first token.
@@ -118,7 +129,7 @@ class Answering:
             if self.is_held:
                 parts = await self._settle()
                 head, has_begun = replace(head, evergreen=self._evergreen()), True
-                yield "".join(protocol.event(protocol.chunk(self.call, head, part)) for part in parts)
+                yield self.writer.some(head, parts)
             while self.open:
                 parts: list[dict] = []
                 for output in await self.inbox.take():
@@ -127,15 +138,13 @@ class Answering:
                     head = replace(head, evergreen=self._evergreen())
                 if parts:
                     has_begun = True
-                    yield "".join(protocol.event(protocol.chunk(self.call, head, part)) for part in parts)
-            if self.call.include_usage:
-                yield protocol.event(protocol.usage_chunk(self.call, head, self.choices))
-            yield protocol.DONE
+                    yield self.writer.some(head, parts)
+            yield self.writer.end(head)
         except ApiError as error:
             if not has_begun:
                 raise
             self.fail(error)
-            yield protocol.event(protocol.error(error)) + protocol.DONE
+            yield self.failed(error)
 
     async def stream(self) -> AsyncIterator[str]:
         """`events`, before the first of which a comment line comes every few seconds: an answer that waits for its turn
@@ -155,13 +164,16 @@ class Answering:
             if not has_begun:
                 raise
             self.fail(error)
-            told = api_error(error) if isinstance(error, EvergreenError) else error
-            yield protocol.event(protocol.error(told)) + protocol.DONE
+            yield self.failed(api_error(error) if isinstance(error, EvergreenError) else error)
         finally:
             if not first.done():  # nobody listens any more
                 self.inbox.close()
                 await asyncio.wait([first])
             await events.aclose()
+
+    def failed(self, error: ApiError) -> str:
+        """The last event of a stream that ends so."""
+        return self.writer.failed(self.head, error)
 
     @property
     def is_held(self) -> bool:
@@ -287,11 +299,12 @@ class Answering:
             self.call = self.grounding.prepare(call, self._count, room - len(prompts[0]) - wanted)
             if self.call is not call:
                 call, prompts = self.call, protocol.prompt_ids(self.call, served.tokenizer, served.system)
-            self.remembered = self.grounding.cached(call, (self.key, self.body), self.is_ahead)
+            self.remembered = self.grounding.cached(call, (self.key, self.body, self.to_call), self.is_ahead)
             if self.remembered:
                 self.choices.append(Choice(call, 0))
                 return
-        if self.desk.settings.trim_history and call.kind == "chat":
+        may_trim = self.desk.settings.trim_history if call.may_trim is None else call.may_trim
+        if may_trim and call.is_chat:
             self.call, prompts, self.num_trimmed = trimmed(call, prompts, served, room)
             call = self.call
         self.num_prompt_tokens = sum(map(len, prompts))
@@ -351,7 +364,7 @@ class Answering:
             (served.adapter or None) if served else None,
             grounding.prepared.n if grounding and grounding.prepared else None,
             input=self.body.model_dump(mode="json", exclude_none=True, by_alias=True),
-            output=[choice.whole() for choice in self.choices if choice.completion] or None,
+            output=self.writer.logged(self.head) if self.writer else None,
             status=self.status,
             finish_reason=next((one.completion.finish_reason for one in self.choices if one.completion), ""),
             error=self.error,

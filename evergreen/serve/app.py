@@ -30,6 +30,7 @@ from evergreen.serve.limits import Limits
 from evergreen.serve.metrics import Metrics
 from evergreen.serve.models import Models, Served, UnknownModel
 from evergreen.serve.reference import page_of
+from evergreen.serve.responses import ResponsesRequest, in_its_words, response_call
 from evergreen.serve.schemas import (
     ApiError,
     Body,
@@ -40,17 +41,17 @@ from evergreen.serve.schemas import (
     LoadAdapterRequest,
     UnloadAdapterRequest,
 )
+from evergreen.serve.stored import continued, soon, stored_routes
 from evergreen.settings import ServeSettings
 
 WEB = Path(__file__).parent / "web"
-RATING_SECONDS = 10.0
 STARTED = int(time.time())
 BODIES = (
-    ChatRequest, CompletionRequest, GenerateRequest, FeedbackRequest, LoadAdapterRequest, UnloadAdapterRequest,
-    *KNOWLEDGE_BODIES,
+    ChatRequest, ResponsesRequest, CompletionRequest, GenerateRequest, FeedbackRequest, LoadAdapterRequest,
+    UnloadAdapterRequest, *KNOWLEDGE_BODIES,
 )  # fmt: skip
 T = TypeVar("T", bound=Body)
-PREFIX = re.compile("^(chatcmpl|cmpl|gen)-")
+PREFIX = re.compile("^(chatcmpl-|resp_|cmpl-|gen-)")
 
 
 class Service(Door):
@@ -70,7 +71,7 @@ class Service(Door):
         self.desk = Desk(settings, models, self.limits, self.metrics, log, knowledge)
 
     async def generate(self, request: Request, kind: type[T], to_call: Callable[..., Any]) -> Response:
-        """The way of the three generating routes."""
+        """The way of the generating routes."""
         key = self.key_of(request)
         which, seconds = self.limits.admit(key)
         if which:
@@ -78,6 +79,9 @@ class Service(Door):
         body = await self.body_of(request, kind)
         session = split.session_of(request.cookies.get(split.COOKIE))
         async with contextlib.AsyncExitStack() as stack:
+            if isinstance(body, ResponsesRequest):
+                stack.enter_context(in_its_words())
+                body = await continued(self.log, key, body, self.max_body_bytes)
             answering = self.desk.answering(key, request.url.path, body, to_call, request.receive, session)
             one = await stack.enter_async_context(answering)
             try:
@@ -119,7 +123,7 @@ class EventStream(Response):
                 self.one.fail(error)
             except asyncio.CancelledError:  # only uvicorn does that, when the time for draining is over
                 self.one.fail(stopping())
-                await self._send(send, protocol.event(protocol.error(stopping())) + protocol.DONE)
+                await self._send(send, self.one.failed(stopping()))
             await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Callable[[Any], Awaitable[None]], text: str) -> None:
@@ -152,6 +156,7 @@ def make_app(
     app.openapi = lambda: openapi_of(app, BODIES)  # type: ignore[method-assign]
     handle_errors(app)
     _generating(app, service)
+    stored_routes(app, service, log)
     _models(app, service)
     _feedback(app, service)
     if knowledge is not None:
@@ -169,6 +174,10 @@ def _generating(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", summary="Answer a chat", **takes(ChatRequest))
     async def chat(request: Request) -> Response:
         return await service.generate(request, ChatRequest, protocol.chat_call)
+
+    @app.post("/v1/responses", summary="Answer a chat, in items", **takes(ResponsesRequest))
+    async def respond(request: Request) -> Response:
+        return await service.generate(request, ResponsesRequest, response_call)
 
     @app.post("/v1/completions", summary="Go on from a text, or from token ids", **takes(CompletionRequest))
     async def complete(request: Request) -> Response:
@@ -219,11 +228,7 @@ def _feedback(app: FastAPI, service: Service) -> None:
         if not given:
             raise ApiError(400, "a rating wants a thumb, correction, comment, dwell_ms or action")
         rating = feedback.Rating(PREFIX.sub("", body.response_id), key.name, trusted=key.scope == "admin", **given)
-        try:
-            async with asyncio.timeout(RATING_SECONDS):
-                id = await asyncio.wrap_future(service.log.rate(rating))
-        except TimeoutError:
-            raise Failure("the rating could not be stored in time: try again") from None
+        id = await soon(service.log.rate(rating))
         if id is None:
             raise ApiError(404, f"no answer has the id {body.response_id}", param="response_id", code="not_found")
         return Json({"id": id})

@@ -7,12 +7,12 @@ from evergreen.engine.grammar import leaves_text
 from evergreen.records import Message, Sampling
 from evergreen.serve.schemas import EvergreenOptions
 
-Kind = Literal["chat", "completion", "generate"]
+Kind = Literal["chat", "response", "completion", "generate"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One body as it will be run: `messages` (chat) or `prompts`, each with `n` choices."""
+    """One body as it will be run: `messages` (a chat, in either shape) or `prompts`, each with `n` choices."""
 
     kind: Kind
     model: str = ""  # as the client names it; "" is the server's own choice
@@ -34,7 +34,13 @@ class Call:
     metadata: dict[str, str] = field(default_factory=dict)
     cache_salt: str = ""  # narrows the tenant of the prefix cache
     priority: int = 0
+    may_trim: bool | None = None  # whether the oldest exchanges may go; None: as the server has it
+    repeated: dict[str, Any] = field(default_factory=dict)  # what a response says again of its body
     evergreen: EvergreenOptions | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        return self.kind in ("chat", "response")
 
     @property
     def is_fixed(self) -> bool:

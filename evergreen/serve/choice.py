@@ -28,19 +28,24 @@ class Choice:
         self._call, self._prompt = call, prompt
         self._offset = len(prompt) if call.sampling.prompt_logprobs is None else 0  # of the first logprob's token
         self._parser = ToolParser(in_call=call.must_call) if call.tools else None
-        self._text, self._thought, self._tool_calls = "", "", []
+        self.thought, self.said = "", []
+        self._tool_calls: list[dict] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._starts: list[int] = []  # where in them the text or call at this place of `said` begins
+        self._num_logprobs_before = 0  # the output that is being added
         self._num_logprobs_sent = 0
         self._num_tokens, self._num_before_text = 0, None
         self._is_begun = False
 
     completion: Completion | None
+    said: list[str | dict]  # texts and tool calls, in order
     _num_before_text: int | None  # tokens of the thought, known when the text begins
 
     def add(self, output: Output) -> list[dict]:
         """What `output` adds, as entries of a chunk's `choices`. Raises ApiError where the engine gave up."""
         if output.error:
             raise ApiError(500, output.error, "server_error")
+        self._num_logprobs_before = len(self._logprobs)
         self._logprobs += output.prompt_logprobs + output.logprobs
         if output.prompt_logprobs and not (output.token_ids or output.completion):
             return []
@@ -58,25 +63,35 @@ class Choice:
         """The entry of a response's `choices`, once the last output has come."""
         logprobs = self._shaped(self._logprobs, self._offset)
         end = {"index": self.index, "logprobs": logprobs, **self._finish}
-        if self._call.kind != "chat":
+        if not self._call.is_chat:
             return {"text": self._text, **end}
         message: dict[str, Any] = {"role": "assistant", "content": self._text, "refusal": None}
         if self._tool_calls:
             message |= {"content": self._text or None, "tool_calls": self._tool_calls}
-        if self._thought:
-            message["reasoning_content"] = self._thought
+        if self.thought:
+            message["reasoning_content"] = self.thought
         return {"message": message, **end}
+
+    def logprobs_of(self, place: int) -> list[dict]:
+        """Those of the tokens of the text at this place of `said`, as a chat has them; none where nobody asked."""
+        start, *rest = self._starts[place:] or [0]
+        tokens = self._logprobs[start : rest[0] if rest else None]
+        return (self._shaped(tokens, 0) or {"content": []})["content"]
+
+    @property
+    def _text(self) -> str:
+        return "".join(one for one in self.said if isinstance(one, str))
 
     @property
     def num_thought_tokens(self) -> int:
         """Tokens from the start to where the text begins, if that was a thought."""
-        if not self._thought:
+        if not self.thought:
             return 0
         return self._num_tokens if self._num_before_text is None else self._num_before_text
 
     def _thought_of(self, piece: Piece) -> list[dict | str]:
-        is_first, self._thought = not self._thought, self._thought + piece
-        if self._call.kind == "chat":
+        is_first, self.thought = not self.thought, self.thought + piece
+        if self._call.is_chat:
             return [{"reasoning_content": str(piece)}]
         return self._said(f"{OPEN_THOUGHT}\n{piece}" if is_first else str(piece))
 
@@ -86,7 +101,7 @@ class Choice:
             self._num_before_text = self._num_tokens
         if self._parser:
             return self._parsed(self._parser.feed(piece))
-        if is_first and self._thought and self._call.kind != "chat":  # a raw completion keeps its marks
+        if is_first and self.thought and not self._call.is_chat:  # a raw completion keeps its marks
             return self._said(f"\n{CLOSE_THOUGHT}\n\n{piece}")
         return self._said(str(piece))
 
@@ -101,6 +116,7 @@ class Choice:
             return self._said(part)
         begun = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
         self._tool_calls.append({**begun, "function": {"name": part.name, "arguments": ""}})
+        self._begin_to_say(self._tool_calls[-1])
         shown = {"index": len(self._tool_calls) - 1, **begun, "function": {"name": part.name, "arguments": ""}}
         return [{"tool_calls": [shown]}, *(self._argued(part.arguments) if part.arguments else ())]
 
@@ -109,8 +125,15 @@ class Choice:
         return [{"tool_calls": [{"index": len(self._tool_calls) - 1, "function": {"arguments": str(arguments)}}]}]
 
     def _said(self, text: str) -> list[dict | str]:
-        self._text += text
-        return [{"content": text} if self._call.kind == "chat" else text]
+        if self.said and isinstance(self.said[-1], str):
+            self.said[-1] += text
+        elif text:
+            self._begin_to_say(str(text))
+        return [{"content": text} if self._call.is_chat else text]
+
+    def _begin_to_say(self, what: str | dict) -> None:
+        self._starts.append(self._num_logprobs_before if self.said or self.thought else 0)
+        self.said.append(what)
 
     def _part(self, content: dict | str, end: dict | None = None) -> dict:
         """An entry of a chunk: a chat's delta, a completion's text. Log-probabilities go with whatever comes next after
@@ -122,17 +145,17 @@ class Choice:
         if isinstance(content, dict) and not self._is_begun:
             content = {"role": "assistant", "content": None if "tool_calls" in content else "", **content}
         self._is_begun = True
-        name = "delta" if self._call.kind == "chat" else "text"
+        name = "delta" if self._call.is_chat else "text"
         return {"index": self.index, name: content, "logprobs": self._shaped(new, offset), **(end or NOT_FINISHED)}
 
     def _shaped(self, tokens: Sequence[TokenLogprobs], offset: int) -> dict | None:
         if not tokens or self._call.sampling.logprobs is None:
             return None
-        return chat_logprobs(tokens) if self._call.kind == "chat" else completion_logprobs(tokens, offset)
+        return chat_logprobs(tokens) if self._call.is_chat else completion_logprobs(tokens, offset)
 
     @property
     def _empty(self) -> dict | str:
-        return {} if self._call.kind == "chat" else ""
+        return {} if self._call.is_chat else ""
 
     @property
     def _finish(self) -> dict:

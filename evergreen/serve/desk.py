@@ -9,7 +9,6 @@ from typing import Any
 
 from evergreen import feedback
 from evergreen.knowledge.answer import Knowledge
-from evergreen.serve import protocol
 from evergreen.serve.answering import CANCEL_SECONDS, Answering
 from evergreen.serve.errors import Busy
 from evergreen.serve.keys import Key
@@ -58,9 +57,9 @@ class Desk:
         is_ahead: bool = False,
     ) -> AsyncIterator[Answering]:
         """The request while it runs; what is left of it when the block ends early is cancelled."""
-        one = Answering(self, key, route, body, session, is_ahead)
+        one = Answering(self, key, route, body, to_call, session, is_ahead)
         try:
-            await one.begin(to_call)
+            await one.begin()
             one.watch(receive)
             yield one
         except BaseException as error:
@@ -101,8 +100,8 @@ class Desk:
                 for hot in await self.in_thread(self.knowledge.due):
                     if sum(self._num_running.values()):
                         break
-                    key, body = hot.request
-                    async with self.answering(key, "ahead", body, protocol.chat_call, never, is_ahead=True) as one:
+                    key, body, to_call = hot.request
+                    async with self.answering(key, "ahead", body, to_call, never, is_ahead=True) as one:
                         await one.whole()
 
     async def close(self) -> None:

@@ -25,7 +25,6 @@ from evergreen.serve.schemas import ApiError, Body, read
 BODY_SECONDS = 60.0
 CHATS = "/v1/chat/completions"
 ELSEWHERE = {
-    "/responses": f"this server answers chats at {CHATS}; tell the client to use that instead",
     "/embeddings": "this server makes no embeddings",
     "/messages": f"this server speaks OpenAI's language: chats are answered at {CHATS}",
 }

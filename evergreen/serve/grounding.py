@@ -15,6 +15,7 @@ from evergreen.knowledge.answer import Ask, Finished, Knowledge, Looking, Prepar
 from evergreen.records import BadInput, Completion, Message
 from evergreen.serve.call import Call
 from evergreen.serve.models import Served
+from evergreen.serve.responses import ResponsesRequest, chat_of
 from evergreen.serve.schemas import ChatRequest, EvergreenOptions, SamplingBody, refusal
 from evergreen.serve.tools import OPEN as OPEN_CALL
 
@@ -180,6 +181,7 @@ def check_wishes(options: EvergreenOptions, why_not: str) -> None:
 
 def question_of(body: SamplingBody) -> str:
     """The last turn of a chat when it is the user's, in words; "" for anything else."""
+    body = chat_of(body) if isinstance(body, ResponsesRequest) else body
     if not isinstance(body, ChatRequest) or body.messages[-1].role != "user" or body.add_generation_prompt is False:
         return ""
     content = body.messages[-1].content or ""

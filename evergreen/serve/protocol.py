@@ -7,6 +7,7 @@
     choices = [Choice(call, i) for i in range(len(requests))]
     for part in choices[i].add(output): chunk(call, head, part)   # what streams, as outputs come
     respond(call, head, choices)                                  # the same, whole, once all have their completion
+    Chunks(call, choices)                                         # both, as one of two `Writer`s: see output_items.py
 
 Promises: an answer's stream joined is the answer given whole; in a chat nothing that a client writes becomes a control
 token; choice i of a seeded request is what a request for one choice with seed + i gives.
@@ -15,7 +16,7 @@ Knows nothing of HTTP servers, of the engine's process or of which model a name 
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 COMPLETION_TOKENS = 16  # OpenAI's and vLLM's when a completion says no max_tokens
 OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
 CHUNKS = {"chat": "chat.completion.chunk", "completion": "text_completion"}
+ROOM_WORDS = {"chat": ("messages", "max_tokens"), "response": ("input", "max_output_tokens")}
 DONE = "data: [DONE]\n\n"
 KEEP_ALIVE = ": keep-alive\n\n"  # a comment, which clients leave out
 
@@ -189,7 +191,7 @@ def prompt_ids(call: Call, tokenizer: "PreTrainedTokenizerBase", system: str | N
     own. Raises ApiError: messages that the template refuses, a token id outside the vocabulary."""
     _check_ids([token for token, _ in call.sampling.logit_bias], len(tokenizer), "logit_bias")
     _check_ids(call.sampling.stop_token_ids, len(tokenizer), "stop_token_ids")
-    if call.kind == "chat":
+    if call.is_chat:
         prompts = [_chat_prompt(call, tokenizer, system)]
     else:
         prompts = [_text_prompt(call, prompt, tokenizer) for prompt in call.prompts]
@@ -245,11 +247,11 @@ def _room(call: Call, prompt_tokens: int, max_context_tokens: int) -> int:
         return 0
     if prompt_tokens + max(asked, 1) <= max_context_tokens:
         return asked or max_context_tokens - prompt_tokens
-    param = "messages" if call.kind == "chat" else "prompt"
+    asks, limits = ROOM_WORDS.get(call.kind, ("prompt", "max_tokens"))
     raise refusal(
         f"this model's context is {max_context_tokens} tokens: the prompt has {prompt_tokens}"
-        + (f" and `max_tokens` asks for {asked}" if asked else ", which leaves no room for an answer"),
-        param if prompt_tokens >= max_context_tokens else "max_tokens",
+        + (f" and `{limits}` asks for {asked}" if asked else ", which leaves no room for an answer"),
+        asks if prompt_tokens >= max_context_tokens else limits,
         "context_length_exceeded",
     )
 
@@ -261,6 +263,46 @@ def _seeded(sampling: Sampling, i: int) -> Sampling:
 
 
 # outputs to responses
+
+
+class Writer(Protocol):
+    """Writes one answer from its choices: whole, or as server-sent events in order: `some`* then `end` or `failed`."""
+
+    def __init__(self, call: Call, choices: Sequence[Choice]): ...
+
+    def some(self, head: Head, parts: Sequence[dict]) -> str:
+        """What `Choice.add` has given, as it comes."""
+
+    def end(self, head: Head) -> str: ...
+
+    def failed(self, head: Head, reason: ApiError) -> str: ...
+
+    def whole(self, head: Head) -> dict: ...
+
+    def logged(self, head: Head) -> Any:
+        """What the request's row keeps; None where nothing has been answered."""
+
+
+class Chunks:
+    """The writer of chat completions, completions and /generate."""
+
+    def __init__(self, call: Call, choices: Sequence[Choice]):
+        self.call, self.choices = call, choices
+
+    def some(self, head: Head, parts: Sequence[dict]) -> str:
+        return "".join(event(chunk(self.call, head, part)) for part in parts)
+
+    def end(self, head: Head) -> str:
+        return (event(usage_chunk(self.call, head, self.choices)) if self.call.include_usage else "") + DONE
+
+    def failed(self, head: Head, reason: ApiError) -> str:
+        return event(error(reason)) + DONE
+
+    def whole(self, head: Head) -> dict:
+        return respond(self.call, head, self.choices)
+
+    def logged(self, head: Head) -> Any:
+        return [choice.whole() for choice in self.choices if choice.completion] or None
 
 
 def respond(call: Call, head: Head, choices: Sequence[Choice]) -> dict:

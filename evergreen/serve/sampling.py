@@ -68,7 +68,7 @@ def _logit_bias(bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 def may_compile(body: SamplingBody) -> bool:
     """Whether a grammar may have to be made of it."""
-    fields = "response_format", "guided_json", "guided_regex", "guided_choice", "structured_outputs", "tools"
+    fields = "response_format", "guided_json", "guided_regex", "guided_choice", "structured_outputs", "tools", "text"
     return any(getattr(body, name, None) for name in fields)
 
 

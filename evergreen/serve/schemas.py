@@ -29,6 +29,9 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 AdapterName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=MAX_METADATA)
+]
 Nothing = Annotated[list[None], Field(max_length=0)] | None
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompt = (
@@ -185,7 +188,7 @@ class EvergreenOptions(Body):
 
 
 class SamplingBody(Body):
-    """What the three generating endpoints share."""
+    """What the generating endpoints share."""
 
     model: str | None = None
     lora_request: LoraRequest | None = None
@@ -243,13 +246,7 @@ class ChatRequest(SamplingBody):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-            Field(max_length=MAX_METADATA),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None  # the newer name of `user`
     prompt_cache_key: str | None = None  # the prefix cache finds what it has whatever the key is
     chat_template_kwargs: dict[str, Any] | None = None
