@@ -169,6 +169,7 @@ class Log:
                     self._wake.wait_for(lambda: self._is_closing, timeout=BATCH_SECONDS)
                 rows = [self._held.popleft() for _ in range(min(len(self._held), MAX_BATCH))]
                 asked = [self._asked.popleft() for _ in range(len(self._asked))]
+                asked = [one for one in asked if one[1].set_running_or_notify_cancel()]  # who has gone is not told
                 if not rows and not asked and self._is_closing:
                     return
             if self._write(rows, asked):

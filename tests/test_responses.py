@@ -22,6 +22,7 @@ from evergreen.engine.base import Logprob, Output, TokenLogprobs
 from evergreen.feedback import Interaction, Log
 from evergreen.home import new_id
 from evergreen.records import Completion, Message
+from evergreen.serve.answering import is_long
 from evergreen.serve.call import Call
 from evergreen.serve.choice import Choice
 from evergreen.serve.keys import Key
@@ -38,8 +39,10 @@ PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "maxLe
               "additionalProperties": False}  # fmt: skip
 WEATHER = {"type": "function", "name": "weather", "description": "of a city", "parameters": PARAMETERS, "strict": True}
 CLOCK = {"type": "function", "name": "clock"}
+SPACE = {"type": "namespace", "name": "times", "description": "of clocks", "tools": [CLOCK]}
 CALL = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Oslo"}'}
 RESULT = {"type": "function_call_output", "call_id": "c1", "output": "sunny"}
+REFERENCE = {"type": "item_reference", "id": "msg_01a20012-4cc4-7cb4-9816-ecb970fc4213_0"}
 HEAD = Head("resp_1", "nano", 1700000000, "0123", {"release": None})
 
 
@@ -199,7 +202,7 @@ REFUSED = {
         "input[0].content[0].type",
     ),
     "a built-in tool's item": ({"input": [{"type": "web_search_call", "id": "w"}]}, "input[0].type"),
-    "a reference": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+    "a reference to nothing": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
     "nothing": ({"input": []}, "input"),
     "no type": ({"input": [{"content": "x"}]}, "input[0].type"),
     "a chat's field": ({"messages": []}, "messages"),
@@ -220,6 +223,16 @@ REFUSED = {
     "a form without a schema": ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     "a schema of no form": ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema"),
     "effort that no template knows": ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+    "arguments that nest too deeply": (
+        {"input": [{**CALL, "arguments": '{"a":' + "[" * 900 + "]" * 900 + "}"}, RESULT]}, "input[0].arguments",
+    ),
+    "half a character": ({"input": [{**CALL, "arguments": '{"a": "\\ud800"}'}, RESULT]}, "input[0].arguments"),
+    "one name in two namespaces": ({"tools": [SPACE, {**SPACE, "name": "other"}]}, "tools"),
+    "web search in a namespace": ({"tools": [{**SPACE, "tools": [{"type": "web_search"}]}]}, "tools[0].tools[0].type"),
+    "too many functions": (
+        {"tools": [{**SPACE, "name": f"n{i}", "tools": [{**CLOCK, "name": f"f{i}_{j}"} for j in range(70)]}
+                   for i in range(2)]}, "tools",
+    ),
     "too long": ({"input": "word " * 9000}, "input"),
     "too many tokens": ({"max_output_tokens": 99_999}, "max_output_tokens"),
     "none such before": ({"previous_response_id": "resp_1"}, "previous_response_id"),
@@ -311,6 +324,40 @@ def test_what_answers_are_made_of_may_be_sent_back_whatever_they_are():
         assert [one["name"] for one in messages[1].tool_calls] == ["weather", "clock"]
 
 
+def test_a_call_is_sent_back_under_whatever_name_the_model_gave_it():
+    for name in ("get 天气", "", "x" * 300):
+        _, last = streamed([f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>'])
+        [called] = last["output"]
+        result = {"type": "function_call_output", "call_id": called["call_id"], "output": "1"}
+        messages = call_of([{"role": "user", "content": "x"}, called, result]).messages
+        assert called["name"] == messages[1].tool_calls[0]["name"] == name
+
+
+def test_a_call_to_a_function_of_a_namespace_says_so_and_may_be_sent_back():
+    events, last = streamed(CALLS, tools=[WEATHER, SPACE])
+    assert checked(events) == complete(last)["output"]
+    assert [one.get("namespace") for one in last["output"]] == [None, "times"]
+    assert last["tools"][1] == {**SPACE, "tools": [{**CLOCK, "description": None, "parameters": None, "strict": False}]}
+    results = [{"type": "function_call_output", "output": "1", **{name: one[name] for name in ("call_id", "namespace")
+                if name in one}} for one in last["output"]]  # fmt: skip
+    sent = call_of([{"role": "user", "content": "x"}, *last["output"], *results], tools=[WEATHER, SPACE])
+    assert len(sent.messages) == 4
+    assert sent.tools[1] == {"name": "clock", "description": "of clocks"}  # what a namespace is for is said of each
+
+
+def test_what_asks_for_nothing_here_is_taken():
+    more = ["web_search_call.action.sources", "file_search_call.results", "reasoning.encrypted_content"]
+    tool = {**WEATHER, "defer_loading": False, "allowed_callers": ["direct"]}
+    asked = call_of(include=more, client_metadata={"session": {"a": 1}}, tools=[tool])
+    assert asked.sampling.logprobs is None and asked.tools == call_of(tools=[WEATHER]).tools
+
+
+def test_a_body_of_many_turns_is_not_read_on_the_event_loop():
+    turns = [{"role": "user", "content": "x"}] * 101
+    assert is_long(body(turns)) and not is_long(body(turns[:100])) and not is_long(body("x" * 101))
+    assert is_long(read(ChatRequest, json.dumps({"messages": turns}).encode()))
+
+
 def test_a_place_that_is_named_is_the_items_own():
     with pytest.raises(ApiError) as caught, in_its_words():
         call_of([{"role": "user", "content": "x"}, CALL, RESULT, {"role": "user", "content": "y"}, RESULT])
@@ -326,9 +373,9 @@ CALLS = [
 ]
 
 
-def streamed(pieces, thoughts=(), finish: str = "stop", **fields) -> tuple[list[dict], dict]:
+def streamed(pieces, thoughts=(), finish: str = "stop", tools=(WEATHER, CLOCK), **fields) -> tuple[list[dict], dict]:
     """The events of an answer, and the response given whole."""
-    call, choices = call_of(tools=[WEATHER, CLOCK], **fields), []
+    call, choices = call_of(tools=tools, **fields), []
     choices.append(Choice(call, 0))
     writer = Events(call, choices)
     shown = [*(Piece(thought, True) for thought in thoughts), *map(Piece, pieces)]
@@ -492,6 +539,47 @@ def test_a_conversation_goes_on_from_a_response_at_once_and_from_there_again(ser
     assert shown.instructions is None  # they are each request's own
 
 
+def test_an_item_is_referred_to_instead_of_said_again(server):
+    first, untold = ask(server, "My name is Ann."), ask(server, store=False)
+
+    def after(id: str, **how):
+        turns = [{"role": "user", "content": "My name is Ann."}, {"id": id, **how}, {"role": "user", "content": "And?"}]
+        return ask(server, turns)
+
+    said = after("msg_1", role="assistant", content=first.output_text)
+    for how in ({"type": "item_reference"}, {}):
+        second = after(first.output[0].id, **how)
+        assert second.usage.input_tokens == said.usage.input_tokens
+    third = ask(server, "So?", previous_response_id=second.id)
+    assert third.usage.input_tokens > second.usage.input_tokens  # the row has the item in full
+    for id in (untold.output[0].id, f"msg_{new_id()}_0", first.output[0].id[:-1] + "7"):
+        with pytest.raises(openai.BadRequestError, match="is kept") as caught:
+            after(id, type="item_reference")
+        assert caught.value.body["param"] == "input[1].id"
+    with pytest.raises(openai.BadRequestError, match="is kept"):
+        ask(server, [{"type": "item_reference", "id": first.output[0].id}], key="two")
+
+
+def test_a_place_is_the_one_in_the_body_that_was_sent_also_after_a_conversation(server):
+    first, user = ask(server, "My name is Ann."), {"role": "user", "content": "x"}
+    assert refused(server, [user, RESULT], previous_response_id=first.id)["param"] == "input[1].call_id"
+    assert refused(server, [user, user, CALL], previous_response_id=first.id)["param"] == "input[2]"
+    called = ask(server, [user, CALL, RESULT], previous_response_id=first.id)
+    again = refused(server, [{**RESULT, "call_id": "c1"}], previous_response_id=called.id)
+    assert again["param"] == "input[0].call_id" and "open tool call" in again["message"]
+
+
+def test_the_log_goes_on_when_who_waited_for_it_has_gone(tmp_path):
+    log, id = Log(Database(tmp_path)), new_id()
+    try:
+        for _ in range(3):
+            assert log.seek(id).cancel()
+        log.add(Interaction(id, "t", ROUTE, input={"input": "x"}, output={"output": []}))
+        assert log.seek(id).result(10).id == id
+    finally:
+        log.close()
+
+
 def test_a_response_is_shown_again_as_it_was_and_forgotten_when_asked_to(server):
     client, answer = client_of(server), ask(server, user="secret-name", text={"verbosity": "medium"})
     assert client.responses.retrieve(answer.id) == answer
@@ -527,7 +615,8 @@ def test_a_log_without_content_keeps_no_response_and_says_so(tmp_path):
         log.seek(id).result()
         key, how = Key("", ""), {"previous_response_id": f"resp_{id}"}
         for ask in (row_of(log, key, f"resp_{id}"), continued(log, key, body(store=True), 10**6),
-                    continued(log, key, body(**how), 10**6)):  # fmt: skip
+                    continued(log, key, body(**how), 10**6),
+                    continued(log, key, body([REFERENCE]), 10**6)):  # fmt: skip
             with pytest.raises(ApiError, match="--log_content hash"):
                 asyncio.run(ask)
         assert asyncio.run(continued(log, key, body(), 10**6)) == body(store=False)  # as it is said in the response

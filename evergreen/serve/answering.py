@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS = 5.0  # of silence, before a stream's first event
 CANCEL_SECONDS = 10.0  # how long a cancelled request may take to say so
+MANY_TURNS = 100  # 10 ms of reading
 SEND_SECONDS = 60.0  # a client that takes nothing for so long is gone
 PREFIXES = {"chat": "chatcmpl-", "response": "resp_", "completion": "cmpl-", "generate": "gen-"}
 
@@ -73,11 +74,10 @@ class Answering:
         """Choose who answers, write the prompts, hand them to the engine."""
         self.served = served = await self._choose()
         sampling = served.release.sampling if served.release else None
-        self.grounding = Grounding.begin(self.desk.knowledge, self.desk.settings.knowledge, self.body, served)
-        if may_compile(self.body):  # a large grammar takes seconds
-            self.call = await self.desk.in_thread(self.to_call, self.body, sampling)
+        if may_compile(self.body) or is_long(self.body):  # a large grammar takes seconds, and so do ten thousand turns
+            await self.desk.in_thread(self._read, sampling)
         else:
-            self.call = self.to_call(self.body, sampling)
+            self._read(sampling)
         self.writer = (Events if self.call.kind == "response" else Chunks)(self.call, self.choices)
         self.inbox.is_patient = not self.call.stream
         count = self.call.n * max(1, len(self.call.prompts))
@@ -289,6 +289,11 @@ class Answering:
                 raise
         return await self._stack.enter_async_context(models.chosen(name))
 
+    def _read(self, sampling: dict | None) -> None:
+        """What is asked; the search for it begins."""
+        self.grounding = Grounding.begin(self.desk.knowledge, self.desk.settings.knowledge, self.body, self.served)
+        self.call = self.to_call(self.body, sampling)
+
     def _submit(self) -> None:
         """In a thread: tokenise, beside the search; add what it found, trim, hand over."""
         call, served = self.call, self.served
@@ -377,3 +382,9 @@ class Answering:
             grounding=grounding.logged() if grounding else None,
             cached=int(grounding.is_cached) if grounding else None,
         )
+
+
+def is_long(body: SamplingBody) -> bool:
+    """Whether it has so many turns that to read them would hold up the event loop."""
+    turns = getattr(body, "messages", None) or getattr(body, "input", None)
+    return isinstance(turns, list) and len(turns) > MANY_TURNS

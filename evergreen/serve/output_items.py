@@ -4,7 +4,7 @@ Promises: a stream's events are OpenAI's, in its order and numbered from 0; the 
 the answer given whole, with the same ids. An item is shown as done when the next one begins, or at the end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -27,6 +27,8 @@ class Events:
     def __init__(self, call: Call, choices: Sequence[Choice]):
         self.call, self.choices = call, choices
         self._num_events = 0
+        self._namespaces = {tool["name"]: space["name"] for space in call.repeated.get("tools", ())
+                            for tool in space.get("tools", ())}  # fmt: skip
         self._place, self._id, self._kind = -1, "", ""  # of the item that is open
 
     # -- in one piece
@@ -45,7 +47,7 @@ class Events:
         return self.whole(head) if self.choices and self.choices[0].completion else None
 
     def _items(self, head: Head) -> list[dict]:
-        return items(self.choices[0], head.id.removeprefix("resp_"))
+        return items(self.choices[0], head.id.removeprefix("resp_"), self._namespaces)
 
     # -- as events
 
@@ -133,11 +135,14 @@ def response(call: Call, head: Head, status: str) -> dict:
     return about | call.repeated | {"model": head.model, "output": [], "usage": None, "evergreen": head.evergreen}
 
 
-def items(choice: Choice, id: str) -> list[dict]:
-    """What a choice has said so far, in order. The last item of an answer that was cut off is incomplete."""
+def items(choice: Choice, id: str, namespaces: Mapping[str, str]) -> list[dict]:
+    """What a choice has said so far, in order. The last item of an answer that was cut off is incomplete. `namespaces`
+    are of the functions that have one."""
     said = choice.said or ([] if choice.thought else [""])
     found = [_reasoning(choice.thought)] if choice.thought else []
-    found += [_call(one) if isinstance(one, dict) else _message(one, choice, i) for i, one in enumerate(said)]
+    found += [
+        _call(one, namespaces) if isinstance(one, dict) else _message(one, choice, i) for i, one in enumerate(said)
+    ]
     found = [{"id": f"{ITEM_NAMES[item['type']]}_{id}_{place}", **item} for place, item in enumerate(found)]
     if choice.completion and choice.completion.finish_reason != "stop" and found:
         found[-1]["status"] = "incomplete"
@@ -154,8 +159,10 @@ def _message(text: str, choice: Choice, place: int) -> dict:
     return {"type": "message", "status": "completed", "role": "assistant", "content": [part]}
 
 
-def _call(call: dict) -> dict:
-    return {"type": "function_call", "status": "completed", "call_id": call["id"], **call["function"]}
+def _call(call: dict, namespaces: Mapping[str, str]) -> dict:
+    space = namespaces.get(call["function"]["name"])
+    where = {"namespace": space} if space else {}
+    return {"type": "function_call", "status": "completed", "call_id": call["id"], **call["function"], **where}
 
 
 def usage(call: Call, choices: Sequence[Choice]) -> dict:

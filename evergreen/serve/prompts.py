@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
+
 from evergreen.model import template
 from evergreen.records import BadInput, Message
 from evergreen.serve.schemas import ChatMessage, refusal
@@ -38,8 +40,8 @@ def messages_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
         while end < len(messages) and messages[end].role == "tool":
             end += 1
         _check_results(messages, i, end)
-        calls = [call.id for call in messages[i].tool_calls or ()]
-        results = sorted(range(i + 1, end), key=lambda place: calls.index(messages[place].tool_call_id))
+        places = {call.id: place for place, call in enumerate(messages[i].tool_calls or ())}
+        results = sorted(range(i + 1, end), key=lambda place: places[messages[place].tool_call_id])
         ordered += [checked[i], *(checked[place] for place in results)]
         i = end
     return tuple(ordered)
@@ -78,6 +80,7 @@ def _message(message: ChatMessage, where: str, named: Container[str]) -> Message
 def _arguments(text: str, where: str) -> dict:
     try:
         arguments = json.loads(text or "{}")
+        from_json(text or "{}")  # that takes no half characters and nothing nested too deeply for a template
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -8,13 +8,14 @@ text goes to the model, as far as its template takes thoughts, and what another 
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from evergreen.records import Sampling
 from evergreen.serve.call import Call
+from evergreen.serve.input_items import Item, Turn, missing_field, turns_from
 from evergreen.serve.protocol import chat_call
 from evergreen.serve.schemas import (
     MAX_TOP_LOGPROBS,
@@ -27,7 +28,6 @@ from evergreen.serve.schemas import (
     ChosenFunction,
     ChosenTool,
     Function,
-    FunctionCall,
     JsonSchema,
     Metadata,
     Name,
@@ -35,20 +35,13 @@ from evergreen.serve.schemas import (
     PromptCacheOptions,
     ResponseFormat,
     SamplingBody,
-    Text,
     Tool,
-    ToolCall,
     refusal,
 )
 
 LOGPROBS = "message.output_text.logprobs"
-FORMS = {
-    "message": (("role", "content"), ("phase",)),
-    "function_call": (("call_id", "name", "arguments"), ()),
-    "function_call_output": (("call_id", "output"), ("name",)),
-    "reasoning": ((), ("summary", "content", "encrypted_content")),
-}  # what an item of a type has to have, and may have
-ANY_ITEM = {"type", "id", "status"}
+MAX_TOOLS = 128
+NOT_A_CHATS = ("type", "allowed_callers", "defer_loading")  # of a function tool
 WORDS = {
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
@@ -58,31 +51,16 @@ WORDS = {
 }  # a chat's field -> what it is here
 
 
-class Part(Body):
-    """Text of an item. The fields after `text` are those that an answer has, and a hint."""
-
-    type: Literal["input_text", "output_text", "reasoning_text", "summary_text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-    prompt_cache_breakpoint: dict[str, Any] | None = None
-
-
-class Item(Body):
-    """An item of any type; FORMS says which fields stand with which."""
-
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] | None = None  # a message needs none
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Part] | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
-    call_id: Text | None = None
-    name: Name | None = None
-    arguments: str | None = None
-    output: str | list[Part] | None = None
-    summary: list[Part] | None = None
-    encrypted_content: str | None = None
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]  # all but the first ask for more of what is never in an answer here
 
 
 class FunctionTool(Body):
@@ -91,6 +69,30 @@ class FunctionTool(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
+
+
+class Namespace(Body):
+    """Functions that belong together: offered like any others, and a call to one says where it belongs."""
+
+    type: Literal["namespace"]
+    name: Name
+    description: str | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)]
+
+
+def kind_of_tool(tool: Any) -> str:
+    return "namespace" if isinstance(tool, Namespace) or _type(tool) == "namespace" else "function"
+
+
+def _type(tool: Any) -> Any:
+    return tool.get("type") if isinstance(tool, dict) else None
+
+
+AnyTool = Annotated[
+    Annotated[FunctionTool, Tag("function")] | Annotated[Namespace, Tag("namespace")], Discriminator(kind_of_tool)
+]
 
 
 class FunctionChoice(Body):
@@ -130,13 +132,13 @@ class ResponsesRequest(SamplingBody):
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[AnyTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedFunctions | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None  # of calls that a server makes by itself
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: list[Includable] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     store: bool | None = None
@@ -144,6 +146,7 @@ class ResponsesRequest(SamplingBody):
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None
     prompt_cache_key: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    client_metadata: dict[str, Any] | None = None  # a client's own notes: the log keeps them
 
     n: Literal[1] | None = None
     access_programs: None = None
@@ -160,14 +163,26 @@ class ResponsesRequest(SamplingBody):
     response_format: None = None
     service_tier: Literal["auto", "default"] | None = None
 
+    _num_before: int = PrivateAttr(0)  # items of the conversation that it goes on from, ahead of its own
+    _was_text: bool = PrivateAttr(False)  # whether its own was one text
 
-@dataclass
-class Turn:
-    """A chat's message, and which items it comes from: the first, and that of each of its calls."""
+    def after(self, items: "Sequence[Item]") -> "ResponsesRequest":
+        """The same, going on from `items`."""
+        after = self.model_copy(update={"input": [*items, *items_of(self)]})
+        after._num_before, after._was_text = len(items), isinstance(self.input, str)
+        return after
 
-    message: ChatMessage
-    place: str
-    call_places: list[str]
+    def place_of(self, i: int) -> str:
+        """What a client calls item i."""
+        if i < self._num_before:
+            return "previous_response_id"
+        is_text = self._was_text or isinstance(self.input, str)
+        return "input" if is_text else f"input[{i - self._num_before}]"
+
+    def functions(self) -> "list[FunctionTool]":
+        return [
+            one for tool in self.tools or () for one in (_of_namespace(tool) if isinstance(tool, Namespace) else [tool])
+        ]
 
 
 def response_call(body: ResponsesRequest, defaults: Mapping[str, Any] | None = None) -> Call:
@@ -209,13 +224,16 @@ def in_its_words(turns: Sequence[Turn] = ()) -> Iterator[None]:
 def _chat(body: ResponsesRequest, turns: Sequence[Turn]) -> ChatRequest:
     shared = {name: getattr(body, name) for name in SamplingBody.model_fields}
     wants_logprobs = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
+    functions = body.functions()
+    if len(functions) > MAX_TOOLS:
+        raise refusal(f"`tools` holds more than {MAX_TOOLS} functions", "tools")
     return ChatRequest.model_construct(
         **shared | {"response_format": _format(body)},
         messages=[turn.message for turn in turns],
         max_completion_tokens=body.max_output_tokens,
         logprobs=wants_logprobs,
         top_logprobs=body.top_logprobs,
-        tools=[Tool(type="function", function=Function(**_given(tool, "type"))) for tool in body.tools or ()],
+        tools=[Tool(type="function", function=Function(**_given(tool, *NOT_A_CHATS))) for tool in functions],
         tool_choice=_choice(body),
         parallel_tool_calls=body.parallel_tool_calls,
         metadata=body.metadata,
@@ -259,7 +277,7 @@ def _given(body: Body, *but: str) -> dict[str, Any]:
 def _repeated(body: ResponsesRequest, sampling: Sampling) -> dict[str, Any]:
     """The fields of a response that say again how it was asked for."""
     form = _given(body.text) if body.text else {}
-    tools = [{"description": None, "parameters": None, "strict": False, **_given(tool)} for tool in body.tools or ()]
+    tools = [_repeated_tool(tool) for tool in body.tools or ()]
     chosen = body.tool_choice
     return {
         "background": False,
@@ -285,7 +303,18 @@ def _repeated(body: ResponsesRequest, sampling: Sampling) -> dict[str, Any]:
     }
 
 
-# items
+def _repeated_tool(tool: FunctionTool | Namespace) -> dict[str, Any]:
+    if isinstance(tool, Namespace):
+        return {"description": "", **_given(tool), "tools": [_repeated_tool(one) for one in tool.tools]}
+    return {"description": None, "parameters": None, "strict": False, **_given(tool)}
+
+
+def _of_namespace(space: Namespace) -> list[FunctionTool]:
+    """Its functions, which say what all of them are for."""
+    return [
+        one.model_copy(update={"description": "\n".join(filter(None, (space.description, one.description))) or None})
+        for one in space.tools
+    ]
 
 
 def items_of(body: ResponsesRequest) -> list[Item]:
@@ -293,76 +322,13 @@ def items_of(body: ResponsesRequest) -> list[Item]:
 
 
 def turns_of(body: ResponsesRequest) -> list[Turn]:
-    """The chat's messages. Calls join the assistant's message before them, and a text the calls before it: one response
-    gives both. Raises ApiError for an item that is not one of its type."""
-    turns, thought = [], ""
-    if body.instructions is not None:
-        turns.append(Turn(ChatMessage(role="system", content=body.instructions), "instructions", []))
-    for i, item in enumerate(items_of(body)):
-        place = f"input[{i}]" if isinstance(body.input, list) else "input"
-        kind = _checked(item, place)
-        if kind == "reasoning":
-            thought += _text(item.content or (), "")
-        elif kind == "function_call" or item.role == "assistant":
-            _say(turns, item, place, thought)
-            thought = ""
-        else:
-            turns.append(Turn(_heard(item), place, []))
-            thought = ""
+    """The chat's messages. Raises ApiError for an item that is not one of its type."""
+    said = (
+        []
+        if body.instructions is None
+        else [Turn(ChatMessage(role="system", content=body.instructions), "instructions", [])]
+    )
+    turns = [*said, *turns_from(items_of(body), body.place_of)]
     if not turns:
         raise refusal("`input` is empty", "input")
-    _check_calls(turns)
     return turns
-
-
-def _check_calls(turns: Sequence[Turn]) -> None:
-    called: set[str] = set()
-    for turn in turns:
-        called |= {call.id for call in turn.message.tool_calls or ()}
-        if (id := turn.message.tool_call_id) and id not in called:
-            raise refusal(f"`{turn.place}.call_id`: no function_call before it has the id {id[:80]!r}",
-                          f"{turn.place}.call_id")  # fmt: skip
-
-
-def _say(turns: list[Turn], item: Item, place: str, thought: str) -> None:
-    """An item of the assistant's, as part of the last turn or as the next."""
-    last = turns[-1].message if turns else None
-    is_open = last is not None and last.role == "assistant"
-    if not is_open or (item.type != "function_call" and last.content is not None):
-        turns.append(Turn(ChatMessage(role="assistant"), place, []))
-    turn, message = turns[-1], turns[-1].message
-    message.reasoning_content = (message.reasoning_content or "") + thought or None
-    if item.type == "function_call":
-        call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments))
-        message.tool_calls = [*(message.tool_calls or ()), call]
-        turn.call_places.append(place)
-    else:
-        message.content = _text(item.content)
-
-
-def _heard(item: Item) -> ChatMessage:
-    if item.type == "function_call_output":
-        return ChatMessage(role="tool", content=_text(item.output), tool_call_id=item.call_id, name=item.name)
-    return ChatMessage(role=item.role, content=_text(item.content))
-
-
-def _text(content: str | Sequence[Part], between: str = "\n") -> str:
-    return content if isinstance(content, str) else between.join(part.text for part in content)
-
-
-def _checked(item: Item, place: str) -> str:
-    """The item's type, whose fields it has."""
-    kind = item.type or ("message" if item.role else "")
-    if not kind:
-        raise missing_field(f"{place}.type")
-    needed, more = FORMS[kind]
-    given = [name for name in Item.model_fields if getattr(item, name) is not None]
-    if missing := next((name for name in needed if name not in given), None):
-        raise missing_field(f"{place}.{missing}")
-    if extra := next((name for name in given if name not in {*ANY_ITEM, *needed, *more}), None):
-        raise refusal(f"`{place}.{extra}` does not belong to an item of type {kind}", f"{place}.{extra}")
-    return kind
-
-
-def missing_field(param: str) -> ApiError:
-    return refusal(f"`{param}` is required", param, "missing_required_parameter")

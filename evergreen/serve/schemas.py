@@ -82,7 +82,7 @@ class TextPart(Body):
 
 
 class FunctionCall(Body):
-    name: Name
+    name: str  # as the model wrote it
     arguments: str
 
 

@@ -2,7 +2,8 @@
 
 Promises: a key reaches its own responses and nobody else's; `store: false`, and a log without content, keep a response
 from being reached at all. A row holds the whole conversation up to its answer, so that to go on from it takes that row
-alone; what is forgotten stays in the rows of those that went on from it.
+alone, and an item that is only referred to is in its row in full; what is forgotten stays in the rows of those that
+went on from it.
 Does not: look into the cache of answers, which forgets by itself.
 """
 
@@ -18,8 +19,9 @@ from fastapi.responses import Response
 from evergreen.feedback import Log
 from evergreen.records import Failure
 from evergreen.serve.door import Door, Json
+from evergreen.serve.input_items import Item, kind_of
 from evergreen.serve.keys import Key
-from evergreen.serve.responses import Item, ResponsesRequest, items_of
+from evergreen.serve.responses import ResponsesRequest, items_of
 from evergreen.serve.schemas import ApiError, read, refusal
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 ROUTE = "/v1/responses"
 ID = re.compile("resp_([0-9a-f-]{36})")
+ITEM_ID = re.compile("[a-z]+_([0-9a-f-]{36})_[0-9]+")
 LOG_SECONDS = 10.0
 T = TypeVar("T")
 
@@ -50,8 +53,11 @@ async def continued(log: Log, key: Key, body: ResponsesRequest, max_bytes: int) 
     """The body with the conversation that it goes on from in its input. Raises ApiError."""
     if log.content != "full" and (body.store or body.previous_response_id):
         raise kept_nothing(log, "store" if body.store else "previous_response_id")
+    if log.content != "full" and not any(map(_reference, items_of(body))):
+        return body.model_copy(update={"store": False})
+    body = await _with_items(log, key, body, max_bytes)
     if not body.previous_response_id:
-        return body if log.content == "full" else body.model_copy(update={"store": False})
+        return body
     row = await row_of(log, key, body.previous_response_id, "previous_response_id")
     if len(row.input) + len(row.output) > max_bytes:
         raise refusal(f"the conversation behind `previous_response_id` is longer than {max_bytes:,} bytes",
@@ -62,7 +68,30 @@ async def continued(log: Log, key: Key, body: ResponsesRequest, max_bytes: int) 
 def _after(row: "Row", body: ResponsesRequest) -> ResponsesRequest:
     asked = read(ResponsesRequest, row.input.encode())
     answered = [Item.model_validate(item) for item in json.loads(row.output)["output"]]
-    return body.model_copy(update={"input": [*items_of(asked), *answered, *items_of(body)]})
+    return body.after([*items_of(asked), *answered])
+
+
+async def _with_items(log: Log, key: Key, body: ResponsesRequest, max_bytes: int) -> ResponsesRequest:
+    """The body with the items of earlier responses where it refers to them. Raises ApiError."""
+    found, num_bytes = {}, 0
+    for i, item in enumerate(items_of(body)):
+        id = _reference(item)
+        if id and id not in found:
+            row = await row_of(log, key, id, f"input[{i}].id")
+            num_bytes += len(row.output)
+            if num_bytes > max_bytes:
+                raise refusal(f"the items that `input` refers to are longer than {max_bytes:,} bytes", "input")
+            found[id] = {one["id"]: one for one in json.loads(row.output)["output"]}
+    if not found:
+        return body
+    items = [Item.model_validate(found.get(_reference(item), {}).get(item.id, item)) for item in items_of(body)]
+    return body.model_copy(update={"input": items})
+
+
+def _reference(item: Item) -> str:
+    """The response whose item it refers to; "" for what is said in full."""
+    named = ITEM_ID.fullmatch(item.id or "") if kind_of(item) == "item_reference" else None
+    return f"resp_{named[1]}" if named else ""
 
 
 async def row_of(log: Log, key: Key, id: str, param: str | None = None) -> "Row":
