@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -547,3 +548,17 @@ def test_weights_that_are_no_longer_finite_are_not_saved(tiny, rows, tmp_path, m
     with pytest.raises(Failure, match=r"no longer finite after step 6.*checkpoint-4"):
         train(tiny, rows(), tmp_path / "out", "--save_steps", 2)
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_an_old_row_that_is_too_long_for_this_run_is_left_out_and_said_but_not_all_of_them(
+    earlier, rows, tmp_path, capsys
+):
+    general = tmp_path / "general.jsonl"
+    long = {"prompt": "old?", "answer": "long " * 300}
+    general.write_text(f"{json.dumps(long)}\n{json.dumps({'prompt': 'old?', 'answer': 'short'})}\n")
+    limits = ["--max_length", 128, "--general_replay"]
+    next_run(earlier, rows(), tmp_path / "next", *limits, general)
+    assert re.search(r"general\.jsonl:1: \d+ tokens, at most 128", capsys.readouterr().err)
+    general.write_text(json.dumps(long) + "\n")
+    with pytest.raises(BadInput, match="none of the 1 rows to be replayed can be trained: .*general"):
+        next_run(earlier, rows(), tmp_path / "other", *limits, general)

@@ -60,7 +60,8 @@ def check_rows(
     settings: SftSettings, name: str, earlier: Sequence[SftSettings], start: "Reference", config: Any
 ) -> None:
     """Encode the increment's rows, and of `earlier` increments those that it may replay under limits of its own.
-    Raises BadInput for a row that is too long, has nothing to learn, or that the chat template refuses."""
+    Raises BadInput for a row that is too long (a replayed one is left out), has nothing to learn, or that the chat
+    template refuses."""
     from evergreen.train.dataset import encode_sources, read_sources
 
     encoder = _encoder(settings, start, config)
@@ -117,10 +118,9 @@ def _limits(settings: SftSettings) -> tuple[Any, ...]:
 
 
 def _check_replay(encoder: "Encoder", earlier: SftSettings) -> None:
-    from evergreen.train.dataset import read_sources
+    from evergreen.train.dataset import encode_old, read_sources
 
     try:
-        for _ in encoder(read_sources(replace(earlier, val_dataset=[])).mixture):
-            pass
+        encode_old(list(read_sources(replace(earlier, val_dataset=[])).mixture), encoder)
     except BadInput as error:
-        raise BadInput(f"it may replay {error}") from None
+        raise BadInput(f"it may replay {' '.join(earlier.dataset)}: {error}") from None

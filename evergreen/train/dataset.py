@@ -89,6 +89,12 @@ class Encoder:
     def max_tokens(self) -> int:
         return min(self.settings.max_length, self.max_positions)
 
+    def for_old_rows(self) -> "Encoder":
+        """The same for replayed rows: one that an earlier run took under a larger limit is left out, not refused."""
+        if self.settings.truncation_strategy != "error":
+            return self
+        return replace(self, settings=replace(self.settings, truncation_strategy="delete"))
+
     def __call__(self, records: Iterable[Record]) -> Iterator[TrainingRecord]:
         for record in records:
             try:
@@ -165,10 +171,21 @@ def encode_sources(sources: Sources, encoder: Encoder) -> TrainingData:
     new = list(encoder(sources.mixture))
     if not new:
         raise BadInput(f"none of the {len(sources.mixture)} records can be trained: {encoder.skipped[0]}")
-    old = list(encoder(sources.extra))
+    old = encode_old(sources.extra, encoder)
     if not evaluation and encoder.settings.split_dataset_ratio:
         new, evaluation = _split(new, encoder.settings.split_dataset_ratio, encoder.settings.seed)
     return TrainingData(new, evaluation, encoder, old)
+
+
+def encode_old(records: Sequence[Record], encoder: Encoder) -> list[TrainingRecord]:
+    """Replayed rows. Raises BadInput when there are some and none can be trained."""
+    lenient = encoder.for_old_rows()
+    old = list(lenient(records))
+    if records and not old:
+        raise BadInput(
+            f"none of the {len(records)} rows to be replayed can be trained: {encoder.skipped[-len(records)]}"
+        )
+    return old
 
 
 def _split(records: list[TrainingRecord], share: float, seed: int) -> tuple[list[TrainingRecord], list[TrainingRecord]]:
