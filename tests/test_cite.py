@@ -259,7 +259,7 @@ VERSIONS = "The Lark app adds a dark mode for Android, drops support for iOS 14,
         ("由人事部审批[1]。", "由部门经理和财务部共同审批。", "人事部"),
         ("修复了鸿蒙系统上的闪退[1]。", "修复了在鸿雁系统上偶发闪退的问题。", "鸿蒙系统"),
         ("牧歌乳品以8.4亿元收购了远山乳业67%的股份[1]。", TRADE, "收购"),
-        ("Kitewing bought Tessera Robotics for $312 million [1].", DEAL, "bought"),
+        ("Kitewing bought Tessera Robotics for $312 million [1].", DEAL, "buy"),
         ("Holloway Partners bought Kitewing [1].", DEAL, "tessera robotics"),
         ("Jonas Adeyemi, the founder of Tessera Robotics, stays on [1].", DEAL, "kitewing"),
         ("女主角由温知夏担任[1]。", "话剧由温知夏编剧、段鸿导演。女主角由白羽担任。", "白羽"),
@@ -421,7 +421,17 @@ def assert_told_apart(cases: list) -> None:
 
 
 def test_the_cases_written_by_hand_are_told_apart():
-    assert_told_apart([case for case in knowledge_cite.written() if case.kind in ("ok", *knowledge_cite.CHECKED)])
+    mended_on = knowledge_cite.written(groups=knowledge_cite.GROUPS[:-3])
+    assert_told_apart([case for case in mended_on if case.kind in ("ok", *knowledge_cite.CHECKED)])
+
+
+VARIANTS = list(knowledge_cite.written(groups=("variants",)))
+
+
+@pytest.mark.parametrize("case", VARIANTS, ids=[f"{case.kind} {case.answer}" for case in VARIANTS])
+def test_a_variant_of_what_was_judged_wrongly_is_judged_rightly(case):
+    found = check(case.answer, case.sources, question=case.question)
+    assert found.ok == (case.kind == "ok"), found.problems
 
 
 def test_composed_sentences_are_told_apart():

@@ -39,19 +39,21 @@ class Date:
 MONTHS = "january february march april may june july august september october november december".split()
 MONTH_OF = {form: n for n, name in enumerate(MONTHS, 1) for form in (name, name[:3])} | {"sept": 9}
 WEEKDAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+HOURS = "one two three four five six seven eight nine ten eleven twelve".split()
 QUARTERS = "first second third fourth".split()
 
 _MONTH = "(?P<month>" + "|".join(sorted(MONTH_OF, key=len, reverse=True)) + r")\.?(?![a-z])"
 _FIRST = r"(?<![:.])(?P<first>\d{1,2})(?:st|nd|rd|th)?"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?(?!\d|,\d{3}|\.\d|:\d|\s?[ap]\.?m\b)"
 _TO = r"\s?(?:to|and|until|till|through|-)\s?"
-_IN = "(?:" + "|".join(rf"(?<=\b{word}\s)" for word in "in for by since until early mid late".split()) + ")"
+BEFORE_MONTHS = "in for by since until early mid late from between to till through and of".split()
+_IN = "(?:" + "|".join(rf"(?<=\b{word}\s)" for word in BEFORE_MONTHS) + ")"
 _FULL_YEAR = r"(?P<year>(?:1[5-9]|20|21)\d\d)(?!\d)"
 _YEAR = r"(?P<year>(?:1[5-9]|20|21)\d\d)(?![\d,]*\d|\.\d)"
 
 _DIGIT = "[零〇一二三四五六七八九]"
 _HAN = r"(?:\d{1,2}|[一二三四五六七八九十]{1,3})"
-_HAN_YEAR = rf"(?P<year>(?:1[5-9]|20|21)\d\d|{_DIGIT}{{4}})\s?年"
+_HAN_YEAR = rf"(?P<year>(?:1\d|20|21)\d\d|{_DIGIT}{{4}})\s?年"
 _HAN_MONTH = rf"(?P<month>{_HAN})\s?月"
 _HAN_DAY = rf"(?P<day>{_HAN})\s?[日号號]"
 
@@ -73,10 +75,13 @@ FORMS = [
         rf"\b{_DAY}(?:\sof)?\s{_MONTH},?\s{_FULL_YEAR}",
         rf"\b{_MONTH},?\s(?:of\s)?{_YEAR}",
         rf"\b{_MONTH}\s{_DAY}",
-        rf"\b{_DAY}(?:\sof)?\s{_MONTH}",
+        rf"(?<!\bover )(?<!under )(?<!above )(?<!below )(?<!than )(?<!aged )\b{_DAY}(?:\sof)?\s{_MONTH}",
         rf"\bq(?P<quarter>[1-4])(?:\s(?:of\s)?{_YEAR})?\b",
         rf"\b(?P<quarter_word>{'|'.join(QUARTERS)})\squarter(?:\sof\s{_FULL_YEAR})?",
-        rf"{_IN}(?P<month>{'|'.join(MONTHS)})\b",
+        rf"{_IN}(?P<year>1[0-4]\d\d)\b(?=\s?(?:$|[,.;()]|and\b|by\b|as\b|when\b))",
+        rf"{_IN}(?P<month>{'|'.join(MONTHS)})\b(?!(?<=\bmay) (?!and|to|until|through)[a-z])",
+        rf"\bhalf past (?P<half_hour>{'|'.join(HOURS)})\b(?: (?:in the|at) (?P<half>afternoon|evening|night))?",
+        r"\b(?:(?P<midnight>midnight)|(?P<noon>noon|midday))\b|(?P<zero>零点|午夜)",
         r"(?<![\d:.])(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?(?![\d:])(?:\s?(?P<half>[ap])\.?m\b\.?)?",
         r"(?<![\d:.])(?P<hour>1[0-2]|0?\d)\s?(?P<half>[ap])\.?m\b\.?",
         rf"(?P<half>上午|下午|晚上|凌晨|中午|早上|傍晚|清晨)?(?<![\d.])(?P<hour>{_HAN})\s?"
@@ -112,6 +117,10 @@ def dated(text: str) -> Iterator[tuple[Date, tuple[int, int]]]:
 def _date(part: dict[str, str | None]) -> Date | None:
     if part.get("hour"):
         return _time(part)
+    if part.get("half_hour"):
+        return Date(time=f"{HOURS.index(part['half_hour']) + 1 + 12 * bool(part['half'])}:30")
+    if any(part.get(name) for name in ("midnight", "noon", "zero")):
+        return Date(time="12:00" if part["noon"] else "0:00")
     if part.get("weekday_han"):
         return Date(weekday=min("一二三四五六日天".index(part["weekday_han"]) + 1, 7))
     if part.get("weekday"):
@@ -141,7 +150,7 @@ def in_the_afternoon(one: Date, text: str) -> Iterator[Date]:
     """17:00, which 5点 may mean, where nothing is said of the half of the day."""
     if (
         one.time
-        and re.match(r"[\d一二三四五六七八九十]+\s?[点點时時]", text)
+        and re.match(r"[\d一二三四五六七八九十]+\s?[点點时時]|half past", text)
         and (hour := int(one.time.split(":")[0])) < 12
     ):
         yield replace(one, time=f"{hour + 12}:{one.time.split(':')[1]}")

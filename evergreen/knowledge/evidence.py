@@ -8,10 +8,9 @@ import re
 from datetime import date
 from decimal import Decimal
 from functools import cached_property
-from itertools import permutations
 
 from evergreen.knowledge.dates import MONTH_OF, Date, dated, without
-from evergreen.knowledge.facts import is_negated, quantities
+from evergreen.knowledge.facts import SCORE, quantities
 from evergreen.knowledge.names import NO_NAME_PART, codes, han_names, latin_names, normal, quoted
 from evergreen.knowledge.overlap import share_of, stem, stems_of, terms_of
 from evergreen.knowledge.prompt import Source
@@ -20,22 +19,14 @@ from evergreen.knowledge.sentences import split
 
 ROUGH = Decimal("0.05")  # "about 4,200" may be off by this share, and by less than a step of what it says
 ADJECTIVES = frozenset("n an ian ean ese ish i s ns ans ians".split())
-ALIKE = 0.75  # the share of a claim's words in a clause, from which on a negation more or less is the opposite
 VERSIONED = re.compile(r"([a-z]?[A-Z][A-Za-z]+) ?(\d+(?:\.\d+)*)(?![\w%]|[.,]\d)")
 NUMBERED = re.compile(r"([一-鿿]{2})([一二三四五六七八九十]+|\d+)号")
 _DAY = "(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|(?:周|星期)[一二三四五六日天])"
 WEEKDAY_RANGE = re.compile(rf"{_DAY}\s?(?:to|through|until|-|至|到)\s?{_DAY}")
+WEEKEND, WORKDAYS = re.compile(r"周末|双休日|\bweekends?\b"), re.compile(r"工作日|\b(?:week|working |business )days?\b")
+EACH = re.compile(r"每|\b(?:an?|per|every|each|daily|yearly|hourly) ")
+TWICE = re.compile(r"\btwice\b|两[次回遍]")
 BARE_DECIMAL = re.compile(r"\d+\.\d+")
-UP = re.compile(
-    "上涨|增长|增加|上升|提高|提升|上调|攀升|"
-    r"\b(?:rise[sn]?|rose|rising|increase[sd]?|increasing|grew|grow[sn]?|gained|raised)\b"
-)
-DOWN = re.compile(
-    "下跌|下降|减少|降低|下调|下滑|缩减|"
-    r"\b(?:falls?|fell|fallen|falling|drop(?:s|ped)?|decrease[sd]?|declined?|declines|lowered)\b"
-)
-COMPARES = re.compile("比|相差|差距|贵|便宜|省下|节省|" r"\b(?:than|difference|cheaper|saves?|saving)\b")
-YEARLY = re.compile(r"月.*年|\bmonth.*\b(?:year|annual)")
 
 
 class Claim:
@@ -76,7 +67,9 @@ class Claim:
     @cached_property
     def versions(self) -> list[tuple[str, str]]:
         """Names with the number behind them: (python, 3.12), (windows, 7), (长风, 二)."""
-        found = [(name.lower(), number) for name, number in VERSIONED.findall(self.text)]
+        places = [(q.start, q.end) for q in self.quantities if q.unit]  # Combine 500 g
+        found = [(match[1].lower(), match[2]) for match in VERSIONED.finditer(self.text)
+                 if not any(start <= match.start(2) < end for start, end in places)]  # fmt: skip
         return [pair for pair in found if pair[0][:3] not in MONTH_OF] + NUMBERED.findall(self.spelled)
 
     @property
@@ -92,6 +85,11 @@ class Claim:
     def names(self) -> list[str]:
         return [*latin_names(self.text), *han_names(self.text)]
 
+    @cached_property
+    def scores(self) -> set[tuple[int, ...]]:
+        """2比1 and its other side, 1比2, as one."""
+        return {tuple(sorted(map(int, match.groups()))) for match in SCORE.finditer(self.spelled)}
+
     @property
     def has_facts(self) -> bool:
         return bool(self.quantities or self.dates or self.codes or self.quoted or self.names)
@@ -101,19 +99,6 @@ class Claim:
         """Its words without those that make up its numbers and dates."""
         numbers = [(quantity.start, quantity.end) for quantity in self.quantities]
         return terms_of(without(self.spelled, [*numbers, *(span for _, span in self.dated)]).replace("\0", " "))
-
-    def derives(self, quantity: Quantity, used: "list[Evidence]") -> bool:
-        """Whether it is the sum or difference of two others that the sources have, of the sentence or, where it
-        compares, of theirs; or a year's sum of a month's. A month's or day's number is none."""
-        if quantity.noun in ("月", "日", "号"):
-            return False
-        others = [q.value for q in quantities(self.sentence)
-                  if q.unit == quantity.unit and any(one.has_quantity(q) for one in used)]  # fmt: skip
-        if quantity.value in {12 * value for value in others} and YEARLY.search(self.sentence):
-            return True
-        if quantity.unit and COMPARES.search(self.spelled):
-            others += [own.value for one in used for own in one.claim.quantities if own.unit == quantity.unit]
-        return any(quantity.value in (a - b, a + b) for a, b in permutations(others, 2))
 
 
 class Evidence:
@@ -157,9 +142,13 @@ class Evidence:
             return True
         if wanted.unit == "day" and wanted.value in self._num_days:
             return True
+        if wanted.value == 2 and (wanted.unit == "倍" or wanted.noun[:1] == "次") and TWICE.search(self.text):
+            return True
         if not wanted.unit and re.search(rf"(?<![\d.]){re.escape(wanted.text)}(?![\d]|[.,]\d)", self.text):
             return True
-        if wanted.is_word and (not wanted.unit or wanted.value == 1 or wanted.unit == "month" and wanted.value == 12):
+        if wanted.is_word and wanted.unit and wanted.said == 1 and EACH.search(self.text):
+            return True
+        if wanted.is_word and (not wanted.unit or wanted.said == 1 or wanted.value == 1):
             return not any(_rivals(wanted, own) for own in self.claim.quantities)
         return False
 
@@ -170,22 +159,34 @@ class Evidence:
         pairs = [(one.day, other.day) for one, span in dated for other, same in dated if span == same]
         return {last - first + more for first, last in pairs if 0 < first < last for more in (0, 1)}
 
-    def has_date(self, wanted: Date) -> bool:
+    def has_date(self, wanted: Date, claim: Claim | None = None) -> bool:
+        """Whether a date stands there; that of the source itself only where the line that is most like the claim has
+        no other one."""
         own = [one for one, _ in self.claim.dates]
         if wanted.time or wanted.weekday:
-            return (
-                wanted in own
-                or wanted.time.count(":") == 2
-                and any(
-                    q.unit == "min" and abs(q.value - _minutes(wanted.time)) < Decimal("0.001")
-                    for q in self.claim.quantities
-                )
-                or wanted.weekday in self._weekdays
-                or any(wanted.time and one.time.startswith(f"{wanted.time}:") for one in own)
-            )
+            return wanted in own or wanted.weekday in self._weekdays or self._has_time(wanted)
         if wanted.year and not wanted.month and any(q.value == wanted.year for q in self.claim.quantities):
             return True
-        return any(_says(wanted, one, own) for one in own)
+        told = [one for one in own if _says(wanted, one, own)]
+        if not told or not claim or any(one != self._issued for one in told):
+            return bool(told)
+        return not any(one.month and one.month != wanted.month for one, _ in self._likest(claim).claim.dates)
+
+    @cached_property
+    def _issued(self) -> Date:
+        return next((one for one, _ in dated(normal(self.source.date))), Date())
+
+    def _likest(self, claim: Claim) -> "Evidence":
+        return max(self.lines, key=lambda line: share_of(claim.terms, line.text), default=self)
+
+    def _has_time(self, wanted: Date) -> bool:
+        """A time as a duration, too (2:09:31), and one without its seconds."""
+        if not wanted.time:
+            return False
+        if wanted.time.count(":") == 2:
+            of = _minutes(wanted.time)
+            return any(q.unit == "min" and abs(q.value - of) < Decimal("0.001") for q in self.claim.quantities)
+        return any(one.time.startswith(f"{wanted.time}:") for one, _ in self.claim.dates)
 
     @cached_property
     def _weekdays(self) -> set[int]:
@@ -194,6 +195,8 @@ class Evidence:
         for match in WEEKDAY_RANGE.finditer(self.text):
             first, last = (one.weekday for one, _ in dated(match[0]))
             own |= set(range(first, last + 1 if last >= first else 8))
+        own |= {6, 7} if WEEKEND.search(self.text) else set()
+        own |= set(range(1, 6)) if WORKDAYS.search(self.text) else set()
         return own - {0}
 
     def has_words(self, words: str) -> bool:
@@ -210,8 +213,11 @@ class Evidence:
         if self.has_words(name):
             return True
         if re.search("[一-鿿]", name):  # 从云溪, 云溪将: cut with a word too much
+            is_country = len(name) == 2 and name[1] == "国"
             return (
                 self.language == "en"
+                or is_country
+                and bool(re.search(f"[赴访旅留驻抵返来离在对]{name[0]}|{name[0]}[籍方企]", self.text))
                 or len(name) > 2
                 and any(
                     self.has_words(rest)
@@ -239,45 +245,31 @@ class Evidence:
         initials = "".join(word[0] for word in re.findall("[a-z]+", self.text))
         return letters in initials
 
-    def denies(self, claim: Claim) -> bool:
-        """Whether its clause that is most like the claim says it with a negation more or less, or one with the claim's
-        numbers tells of the opposite direction."""
-        if self.language != claim.language:
-            return False
-        ways = _direction(claim.spelled)
-        if any(_direction(clause.text) * ways < 0 for clause in self.clauses for q in claim.quantities
-               if q.unit and clause.has_quantity(q)):  # fmt: skip
-            return True
-        terms = claim.terms - {stem(normal(name)) for name in claim.names}
-        terms = terms if len(terms) > 1 else claim.terms
-        if len(terms) < 2 or len(terms) == 2 and claim.names and terms == claim.terms:
-            return False
-        alike = [(share_of(terms, f"{normal(self.source.title)} {one.text}"), one) for one in self.clauses]
-        best = max((share for share, _ in alike), default=0.0)
-        said = {is_negated(one.text) for share, one in alike if share == best}
-        return best >= (ALIKE if len(terms) > 2 else 1.0) and is_negated(claim.text) not in said
-
     @cached_property
     def clauses(self) -> "list[Evidence]":
         parts = re.split(r"[,，](?!\d)\s*|[;；。!！?？\n]\s*|\.\s", self.content)
         return [Evidence(self.source, part) for part in parts if part.strip()]
 
 
-def _direction(text: str) -> int:
-    """1 where something rises, -1 where it falls, 0 where neither or both is told."""
-    return bool(UP.search(text)) - bool(DOWN.search(text))
-
-
 def _agree(wanted: Quantity, own: Quantity) -> bool:
     units = {wanted.unit, own.unit}
+    if units == {"day", "min"}:  # two days, 48 hours
+        return wanted.value * (1440 if wanted.unit == "day" else 1) == own.value * (1440 if own.unit == "day" else 1)
     if wanted.unit != own.unit and "" not in units and units != {"lb", "GBP"}:
         return False
     if "" in units and wanted.unit != own.unit:  # a table's cell, "down from 58": the unit stands elsewhere
-        return wanted.said == own.said
+        return wanted.said == own.said and not (wanted.unit and _is_counted(own))
     if wanted.value == own.value:
         return BARE_DECIMAL.fullmatch(wanted.text) is None or bool(own.unit) or wanted.text == own.text  # 7.0 is not 7
     off = abs(wanted.value - own.value)
     return wanted.is_rough and off < abs(wanted.step) and off <= ROUGH * abs(own.value)
+
+
+def _is_counted(own: Quantity) -> bool:
+    """Whether a number counts things: 8次, 2,400 people."""
+    if not own.noun.isascii():
+        return own.noun[0] in "次人名岁张份项届倍本章"
+    return bool(re.fullmatch("people|men|women|children|[a-z]{3,}s", own.noun))
 
 
 def _rivals(wanted: Quantity, own: Quantity) -> bool:

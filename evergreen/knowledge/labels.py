@@ -7,13 +7,14 @@ it; where no word tells two values apart, both pass. bench/knowledge_cite.py: ab
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os.path import commonprefix
 
 from evergreen.knowledge.dates import Date
-from evergreen.knowledge.evidence import DOWN, UP, Claim, Evidence
+from evergreen.knowledge.denials import DOWN, UP
+from evergreen.knowledge.evidence import Claim, Evidence
+from evergreen.knowledge.limits import LESS, MORE, side_of
 from evergreen.knowledge.names import normal
 from evergreen.knowledge.overlap import stem, stems_of, terms_of
 from evergreen.knowledge.quantities import Quantity
@@ -30,8 +31,9 @@ ELLIPSIS = re.compile(  # 学费5,800元,医学院为6,500元; costs rose to $4 
 )
 CHANGE = re.compile(rf"{UP.pattern}|{DOWN.pattern}|同比|环比|分别|(?<!-)\b(?:up|down)\b")
 LINKS = re.compile(
-    rf"{CHANGE.pattern}|\b(?:stands?|stood|reach(?:es|ed)?|amount(?:s|ed)?|totall?(?:s|ed)|came)\b|达到?|共计?|约"
+    rf"{CHANGE.pattern}|{MORE}|{LESS}|\b(?:stands?|stood|reach(?:es|ed)?|amount(?:s|ed)?|totall?(?:s|ed)|came)\b|达到?|共计?|约"
 )
+NUMBERS = re.compile(r"\d[\d.,:]*\s?(?:[ap]\.?m\b\.?|[年月日点时分])?")
 CLOCK = re.compile(r"\d+[时点:]\d*分?")
 FROM_TO = (
     re.compile(r"(?:由|从)(?P<first>[^,，;；由从]{1,16}?)[^\d,，;；]{0,8}[到至为](?P<second>[^,，;；]{1,16})"),
@@ -53,7 +55,9 @@ class Value:
     after: str
     segment: str
     clause: str = ""
+    limits: frozenset[str] = frozenset()  # of the clause's other values: "1 30000 g" of over 30 kg
     led: str = ""  # the clauses without a value before it: mira dam, the smaller of the two
+    topic: str = ""  # the same of the first value of a sentence only
     elided: str = ""  # what the clause before says of both: 学费 of 学费5,800元,医学院为6,500元
 
     @property
@@ -72,10 +76,12 @@ def mislabelled(claim: Claim, used: list[Evidence]) -> str:
     subject = terms_of(" ".join(one.source.title for one in used))
     theirs = [value for one in used for value in values_of(one.content)]
     ours = list(values_of(claim.text))
-    places = Counter((value.segment, value.kind) for value in ours)
     for value in ours:
-        is_alone = places[value.segment, value.kind] == 1  # 52.3% to 44.1%: whose words are whose is not known
-        if _has_other_noun(value, theirs) or is_alone and _is_of_another(value, theirs, subject):
+        group = [other for other in ours if (other.segment, other.kind) == (value.segment, value.kind)]
+        is_one = len(group) == 1  # of 52.3% to 44.1% it is not known whose words are whose
+        if _has_other_noun(value, theirs) or is_one and _is_of_another(value, theirs, subject):
+            return value.text
+        if not is_one and _are_of_another(group, theirs, subject):
             return value.text
     return ""
 
@@ -92,6 +98,8 @@ def values_of(text: str) -> Iterator[Value]:
                 or bool(found)
                 and _is_change(segment[: found[0][0]])
             )
+            sides = {what: f"{side} {what}" for start, end, what, _ in found
+                     if (side := side_of(segment, start, end, isinstance(what, Date)))}  # fmt: skip
             for start, end, what, said in found:
                 alike = [each for each in found if _kind(each[2]) == _kind(what)]
                 first = max((each[1] for each in alike if each[1] <= start), default=0)
@@ -99,7 +107,11 @@ def values_of(text: str) -> Iterator[Value]:
                 is_elided = _kind(what) in kinds and not first and ELLIPSIS.fullmatch(segment[:start].strip())
                 before = (f"{lead} " if is_contrast and not first else "") + segment[first:start]
                 whole = (f"{lead} " if is_contrast else "") + segment
-                yield Value(what, said, before, segment[end:last], whole, segment, led, lead if is_elided else "")
+                limits = frozenset(limit for other, limit in sides.items() if other is not what)
+                yield Value(
+                    what, said, before, segment[end:last], whole, segment, limits, led, "" if kinds else led,
+                    lead if is_elided else "",
+                )  # fmt: skip
             led = "" if found else f"{led} {segment}"
             if found and not is_contrast:
                 lead, kinds = segment[: found[0][0]], {_kind(each[2]) for each in found}
@@ -141,19 +153,30 @@ def segments(sentence: str) -> Iterator[str]:
         yield clause[start:]
 
 
+def _are_of_another(group: list[Value], theirs: list[Value], subject: frozenset[str]) -> bool:
+    """The same of the values of one clause together: from 8 am to 8 pm."""
+    words = _parts(terms_of(NUMBERS.sub(" ", LINKS.sub(" ", group[0].segment))) - subject)
+    told: dict[str, list[Value]] = {}
+    for other in theirs:
+        if other.kind == group[0].kind:
+            told.setdefault(f"{other.led} {other.segment}", []).append(other)
+    num_same = {text: sum(any(is_same(mine, its) for its in found) for mine in group) for text, found in told.items()}
+    own = [_standing(words, text) for text, num in num_same.items() if num == len(group)]
+    rivals = [_standing(words, text) for text, num in num_same.items() if not num and len(told[text]) >= len(group)]
+    return bool(own) and any(2 * len(its) > len(words) and all(mine < its for mine in own) for its in rivals)
+
+
 def _is_of_another(value: Value, theirs: list[Value], subject: frozenset[str]) -> bool:
     """Whether all its places lack words of the claim that stand around another value of its kind."""
     words = _parts(terms_of(CLOCK.sub(" ", LINKS.sub(" ", value.window))) - subject)
-    said = [
-        _standing(words, f"{other.led} {other.segment}")
-        for other in theirs
-        if other.kind == value.kind and is_same(value, other)
-    ]
-    if not said or not words:
+    alike = [other for other in theirs if other.kind == value.kind]
+    own, rivals = ([other for other in alike if is_same(value, other) == same] for same in (True, False))
+    if not own or not words:
         return False
     near = _nearest(value, words)
-    rivals = [other for other in theirs if other.kind == value.kind and not is_same(value, other)]
-    standing = [_standing(words, f"{other.elided} {other.window}") for other in rivals]
+    led = words | terms_of(value.led)
+    said = [_standing(led, f"{other.led} {other.segment}") | value.limits & other.limits for other in own]
+    standing = [_standing(words, f"{it.topic} {it.elided} {it.window}") | value.limits & it.limits for it in rivals]
     likely = [its for its in standing if its & near and len(its) > len(words) / 2]
     return any(all(mine < its and (mine or its in likely) for mine in said) for its in standing)
 

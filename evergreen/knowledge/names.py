@@ -46,9 +46,16 @@ WORDS = Path(__file__).resolve().parents[1] / "assets" / "words.txt"
 @cache
 def word_list(name: str) -> frozenset[str]:
     """One of the lists of assets/words.txt."""
+    return frozenset(word for group in word_groups(name) for word in group)
+
+
+@cache
+def word_groups(name: str) -> tuple[tuple[str, ...], ...]:
+    """The lines of such a list."""
     text = re.sub("(?m)^#.*$", "", WORDS.read_text(encoding="utf-8"))
     _, *parts = re.split(r"(?m)^\[(\w+)\]$", text)
-    return frozenset(dict(zip(parts[::2], parts[1::2], strict=True))[name].split())
+    lines = dict(zip(parts[::2], parts[1::2], strict=True))[name].splitlines()
+    return tuple(tuple(line.split()) for line in lines if line.strip())
 
 
 def normal(text: str) -> str:
@@ -77,13 +84,17 @@ def latin_names(text: str) -> list[str]:
     """Capitalised words: not those that are no names anywhere, nor ordinary ones at the head of a sentence."""
     found = []
     for match in LATIN.finditer(text):
-        word = re.sub("['’]s$", "", match[0]).rstrip("'’.-")
+        word = re.sub("['’](?:s|ll|re|ve|d|m)$", "", match[0]).rstrip("'’.-")
         before = re.split(r"[.!?:;。！？：；\n]", text[max(0, match.start() - 40) : match.start()])[-1]
         if normal(word) in SPELLINGS and re.search(r"\d\s?$", text[: match.start()]):
             continue  # 512 MW
         is_first = not re.search(r"[^\W_]", before)
         is_ordinary = (
-            normal(word) in word_list("never") or normal(word) in SMALL or is_first and _is_plain(normal(word))
+            normal(word).removesuffix("s") in word_list("never")
+            or normal(word) in word_list("never")
+            or normal(word) in SMALL
+            or is_first
+            and is_plain(normal(word))
         )
         if word and not is_ordinary:
             found.append(word)
@@ -95,7 +106,7 @@ def is_no_name(word: str) -> bool:
     return normal(word) in word_list("never") or normal(word) in word_list("stop")
 
 
-def _is_plain(word: str) -> bool:
+def is_plain(word: str) -> bool:
     forms = {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)}
     return bool(forms & word_list("plain")) or word.endswith(ABSTRACT)
 
@@ -146,7 +157,7 @@ def new_names(run: str) -> list[str]:
         if is_rare and second in word_list("firms") and first not in word_list("firms"):
             found.append(first + second)
     has_no_verb = all(tag[0] not in "vdapucrtq" for _, tag in tagged)
-    if not found and 3 <= len(run) <= 4 and has_no_verb and _begins_like_a_person(run):
+    if not found and 3 <= len(run) <= 4 and has_no_verb and begins_like_a_person(run):
         found.append(run)
     return found
 
@@ -159,14 +170,14 @@ def cued_names(text: str) -> list[str]:
         at = 0
         for word, _ in _tagger().tag(run):
             at += len(word)
-            if word[-1] in PERSON_CUES and (match := PERSON.match(run, at)) and _begins_like_a_person(match[0]):
+            if word[-1] in PERSON_CUES and (match := PERSON.match(run, at)) and begins_like_a_person(match[0]):
                 found.append(match[0])
             if word.endswith(PLACE_CUES) and (match := PLACE.match(run, at)) and _has_unknown_word(match[0]):
                 found.append(match[0])
     return found
 
 
-def _begins_like_a_person(name: str) -> bool:
+def begins_like_a_person(name: str) -> bool:
     if name[:2] in word_list("compound_surnames"):
         return True
     return name[0] in word_list("surnames") and _tagger().suggest_freq(name[:2]) < 50

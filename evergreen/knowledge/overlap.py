@@ -22,10 +22,17 @@ def terms_of(text: str) -> frozenset[str]:
 def stem(word: str) -> str:
     """What English forms of a word share: costs, cost -> cost; released, release -> releas."""
     word = word.removesuffix("'s")
+    if word.endswith("ies") and len(word) > 4:
+        return word.removesuffix("ies") + "y"
     for suffix in ("ing", "ed", "es", "s", "e"):
         if word.endswith(suffix) and len(word) - len(suffix) >= 3 and not word.endswith("ss"):
-            return word.removesuffix(suffix)
+            return _single(word.removesuffix(suffix)) if suffix in ("ing", "ed") else word.removesuffix(suffix)
     return word
+
+
+def _single(word: str) -> str:
+    """running -> run, but selling -> sell."""
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz" else word
 
 
 def share_of(terms: frozenset[str], text: str) -> float:
@@ -50,7 +57,8 @@ def _weight(term: str) -> float:
 def _stands(term: str, text: str, words: set[str]) -> float:
     """1 where the term stands; a longer Chinese word counts by its pairs of characters (售价 in 价格: not)."""
     if not "一" <= term[0] <= "鿿":
-        return float(term in words or ("-" in term or "." in term) and term in text)
+        is_akin = len(term) > 5 and any(word.startswith(term[:6]) for word in words)  # withdrawn, withdrawal
+        return float(term in words or is_akin or ("-" in term or "." in term) and term in text)
     if term in text or len(term) < 3:
         return float(term in text)
     pairs = [term[at : at + 2] for at in range(len(term) - 1)]

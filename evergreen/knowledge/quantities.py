@@ -20,6 +20,7 @@ SCALES = {
     **{"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
     **{"k": 10**3, "m": 10**6, "mn": 10**6, "bn": 10**9, "b": 10**9, "tn": 10**12},
 }
+FRACTIONS = {"百分之": 1, "千分之": 10, "万分之": 100}  # of a percent
 SMALL = {
     word: value
     for value, word in enumerate(
@@ -59,7 +60,7 @@ UNITS: dict[str, tuple[tuple[str, str], ...]] = {
         ("微米 μm micrometres micrometers", "0.000001"),
         ("纳米 nm nanometers nanometres", "0.000000001"),
     ),
-    "ft": (("英尺 ft feet foot", "1"), ("英里 miles mile mi", "5280")),
+    "ft": (("英尺 ft feet foot", "1"), ("码 yards yard yd", "3"), ("英里 miles mile mi", "5280")),
     "in": (("英寸 吋 inches inch", "1"),),
     "m²": (
         ("平方米 m² m2 sqm|square meters|square metres|square meter|square metre", "1"),
@@ -87,7 +88,7 @@ UNITS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "day": (("天 days day", "1"), ("周 星期 个星期 weeks week", "7")),
     "month": (("个月 months month", "1"), ("年 周年 years year", "12")),
-    "岁": (("岁 周岁|years old|year old|years of age", "1"),),
+    "岁": (("岁 周岁|years old|year old|years of age|year-olds|year-old", "1"),),
     "°C": (("℃ °c 摄氏度|degrees celsius|degree celsius", "1"),),
     "°F": (("℉ °f 华氏度|degrees fahrenheit", "1"),),
     "B": (
@@ -163,7 +164,10 @@ NO_TENTHS = (
 def _either(words: Iterable[str]) -> str:
     """An alternation of words, the longest first; one of letters ends where the word ends."""
     spelled = sorted(words, key=len, reverse=True)
-    ends = {word: r"(?![a-z])" if re.search("[a-z]$", word) else "" for word in spelled} | {"成": NO_TENTHS}
+    ends = {word: r"(?![a-z])" if re.search("[a-z]$", word) else "" for word in spelled} | {
+        "成": NO_TENTHS,
+        "年": "(?!级)",
+    }
     return "|".join(re.escape(word) + ends[word] for word in spelled)
 
 
@@ -182,7 +186,7 @@ NUMBER = re.compile(
     rf"""(?P<sign>us\$|hk\$|rmb|usd|eur|[$€£¥])?\s?
     (?:(?P<minus>(?<![\w.)\]])-)?(?P<digits>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)
       (?P<suffix>st|nd|rd|th)?(?![a-z\d]*[a-z]\d)
-      |(?P<fraction>百分之|千分之)(?P<part>\d+(?:\.\d+)?|[{_CHINESE}]{{1,20}}(?:点[{_CHINESE}]{{1,10}})?)
+      |(?P<fraction>百分之|千分之|万分之)(?P<part>\d+(?:\.\d+)?|[{_CHINESE}]{{1,20}}(?:点[{_CHINESE}]{{1,10}})?)
       |(?P<chinese>(?!零下)[{_CHINESE}]{{1,20}}(?:点[零〇一二三四五六七八九]{{1,10}})?)
       |\b(?P<english>(?:{_ENGLISH})(?:(?:[\s-]|\sand\s)+(?:{_ENGLISH})){{0,12}})\b)
     (?:\s?(?P<scale>{SCALE}))?
@@ -261,6 +265,8 @@ def _quantity(match: re.Match, text: str) -> Quantity | None:
         value = -value
     if not unit and (is_word and not scale and value <= 1 or _is_no_number(part["chinese"])):
         return None
+    if is_word and before.endswith("第"):  # 第二年: 次年
+        unit, value, spelling = "", said, None
     is_rough = bool(part["more"] or ROUGHLY.search(before) or ROUGHLY_AFTER.match(text, match.end()))
     step = _last_digit(digits) * value / digits if digits else Decimal(0)
     end = match.end()
@@ -295,7 +301,7 @@ def _value(part: dict[str, str | None]) -> tuple[Decimal | None, str, bool]:
     if part["fraction"]:
         digits = part["part"] or ""
         value = Decimal(digits) if digits[0].isdigit() else chinese_number(digits)
-        return (value if value is None or part["fraction"] == "百分之" else value / 10), "%", False
+        return (None if value is None else value / FRACTIONS[part["fraction"]]), "%", False
     if part["chinese"]:
         value = chinese_number(part["chinese"])
         return value, "", value is not None and value <= 10

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evergreen.knowledge.evidence import Claim, Evidence
-from evergreen.knowledge.names import are_one, latin_spans, normal, noun_spans, words_of
+from evergreen.knowledge.names import are_one, is_plain, latin_spans, normal, noun_spans, words_of
 from evergreen.knowledge.overlap import terms_of
 from evergreen.knowledge.sentences import split
 
@@ -38,13 +38,14 @@ def of_another(claim: Claim, used: Sequence[Evidence]) -> tuple[str, str] | None
     """(a name of the claim, the other one of which the sources tell what it says)"""
     named = [name for name, _ in names_in(claim.text)]
     told = [scope for one in used for scope in scopes(one.content)] if named else []
+    titles = frozenset(word for one in used for word in _content(normal(one.source.title)))
     topics = " ".join(topic for one in used for topic in (normal(one.source.title), _first(one.content)))
     for clause in PARTS.split(claim.text):
         for name, kind in names_in(clause):
             kin = [scope for scope in told if scope.kind == kind]
             own = [scope.clause for scope in kin if are_one(scope.name, name)]
-            words = _content(normal(clause).replace(name, " "))
-            if not own or not words or name in topics:
+            words = _content(normal(clause).replace(name, " ")) - titles
+            if not own or not words or name in topics or is_plain(name):
                 continue
             mine = [words & _content(each) for each in own]
             for scope in kin:
