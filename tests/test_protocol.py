@@ -569,9 +569,6 @@ def test_results_stand_in_the_order_of_their_calls():
         ([{"role": "user", "content": "x", "tool_call_id": "a"}], "messages[0].tool_call_id"),
         ([{"role": "user", "content": "x", "reasoning_content": "y"}], "messages[0].reasoning_content"),
         ([{"role": "function", "content": "x"}], "messages[0].role"),
-        ([*ASKED, {"role": "assistant", "tool_calls": [
-            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[1]"}}]}, result("a")],
-         "messages[1].tool_calls[0].function.arguments"),
     ],
 )  # fmt: skip
 def test_messages_that_do_not_fit_together_are_refused(messages, param):
@@ -634,8 +631,16 @@ def test_nothing_that_a_user_writes_becomes_a_control_token(text):
     assert tokenizer().decode(ids) == tokenizer().decode(tokenizer().encode(rendered, add_special_tokens=False))
 
 
+@pytest.mark.parametrize("arguments", ['{"ci', "[1]", "北京", '{"a": "\\ud800"}', '{"a":' * 900 + "1" + "}" * 900])
+def test_arguments_that_are_no_object_go_back_to_the_model_as_they_were(arguments):
+    cut = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    call = chat([*ASKED, {"role": "assistant", "tool_calls": [cut]}, result("a")])
+    assert json.dumps(arguments, ensure_ascii=False) in tokenizer().decode(ids_of(call))
+
+
 def test_control_tokens_cannot_be_forged_from_any_place_of_a_chat():
     def everywhere(text: str) -> Call:
+        cut = {"id": "b", "type": "function", "function": {"name": "weather", "arguments": text}}
         tool = {"type": "function", "function": {"name": "weather", "description": text,
                 "parameters": {"type": "object", "properties": {"city": {"enum": [text]}}}}}  # fmt: skip
         call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": text})}}
@@ -643,8 +648,9 @@ def test_control_tokens_cannot_be_forged_from_any_place_of_a_chat():
             [
                 {"role": "system", "content": text},
                 {"role": "user", "content": [{"type": "text", "text": text}]},
-                {"role": "assistant", "content": text, "reasoning_content": text, "tool_calls": [call]},
+                {"role": "assistant", "content": text, "reasoning_content": text, "tool_calls": [call, cut]},
                 {"role": "tool", "tool_call_id": "a", "content": text},
+                {"role": "tool", "tool_call_id": "b", "content": text},
             ],
             tools=[tool],
         )

@@ -71,21 +71,20 @@ def _message(message: ChatMessage, where: str, named: Container[str]) -> Message
     if message.name and role in named and content:  # chat templates have no place for names
         content = f"{message.name}: {content}"
     calls = tuple(
-        {"name": call.function.name, "arguments": _arguments(call.function.arguments, f"{where}.tool_calls[{i}]")}
-        for i, call in enumerate(message.tool_calls or ())
+        {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
+        for call in message.tool_calls or ()
     )
     return Message("system" if role == "developer" else role, content, thought, calls)
 
 
-def _arguments(text: str, where: str) -> dict:
+def _arguments(text: str) -> dict | str:
+    """As an object. What is none (a model's call that was cut off, and is sent back) goes to the template as text."""
     try:
         arguments = json.loads(text or "{}")
         from_json(text or "{}")  # that takes no half characters and nothing nested too deeply for a template
     except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise refusal(f"`{where}.function.arguments` has to be a JSON object, as text", f"{where}.function.arguments")
-    return arguments
+        return text
+    return arguments if isinstance(arguments, dict) else text
 
 
 def _check_results(messages: Sequence[ChatMessage], first: int, end: int) -> None:
