@@ -307,8 +307,44 @@ def test_weights_that_are_not_numbers_are_refused(base, folders, tmp_path):
         Adapters(load_model(base), 4).load("x", [folder])
 
 
-def test_short_segments_that_lie_beside_each_other_are_one_run():
-    assert list(lora._runs([(1, 2, 4), (2, 4, 5), (4, 9, 10)])) == [
-        (2, 5, [(1, 0, 2), (2, 2, 3)]),
-        (9, 10, [(4, 0, 1)]),
-    ]
+def test_short_segments_of_nearly_one_length_are_one_product():
+    step = lora.Step(torch.bfloat16, torch.device("cpu"))
+    step.set([(0, 0, 2), (1, 2, 4), (3, 4, 5), (4, 5, 30)])
+    few, many = step.parts((1, 3, 4))
+    assert few.rows.tolist() == [2, 3, 4, 4] and few.places == slice(0, 2)
+    assert (few.num_places, few.dtype) == (2, torch.float32)
+    assert (many.rows, many.places, many.num_places, many.dtype) == (slice(5, 30), slice(2, 3), 1, torch.bfloat16)
+
+
+def test_adapters_of_one_kind_share_a_product_and_linears_of_one_input_its_first_half(base, folders, tmp_path):
+    model = load_model(base)
+    adapters = Adapters(model, 8)
+    adapters.load("a", [folders["plain"]])
+    adapters.load("b", [make_adapter(base, tmp_path / "b", 9, **KINDS["plain"])])
+    adapters.load("c", [folders["rslora"]])
+    attention = model.model.layers[0].self_attn
+    assert [stack.slots for stack in attention.k_proj.shared.stacks] == [(1, 2), (3,)]
+    assert attention.q_proj.shared is attention.v_proj.shared is not attention.o_proj.shared
+    adapters.unload("a")
+    assert sorted(stack.slots for stack in attention.k_proj.shared.stacks) == [(2,), (3,)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_segments_of_any_lengths_and_a_choice_of_adapters_give_what_each_gives_alone(base, tmp_path, dtype):
+    model = load_model(base, dtype)
+    adapters = Adapters(model, 8)
+    for seed in range(6):
+        adapters.load(
+            f"{seed}", [make_adapter(base, tmp_path / f"{seed}", seed, **KINDS["dora" if seed > 3 else "plain"])]
+        )
+    lengths = {"": 2, "0": 1, "2": 3, "3": 2, "4": 9, "5": 40}
+    inputs = make_inputs(model, sum(lengths.values()))
+    segments = segments_of(adapters, lengths)
+    adapters.use(Batch(list(segments.values())))
+    mixed = linear_outputs(model, inputs)
+    for digest, (slot, start, end) in segments.items():
+        adapters.use(Batch([(slot, 0, end - start)]))
+        alone = linear_outputs(model, {name: x[:, start:end].clone() for name, x in inputs.items()})
+        for name, output in mixed.items():
+            error = (output[:, start:end] - alone[name]).abs().max() / alone[name].abs().max()
+            assert error < (1e-6 if dtype == torch.float32 else 0.02), (digest, name)

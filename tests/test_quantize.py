@@ -88,6 +88,14 @@ def test_int4_levels_lie_between_the_ends_of_each_group_of_32():
     assert error.mean() < spread.mean() / 25
 
 
+def test_int4_errs_least_where_its_inputs_are_great():
+    linear, greatness = make_linear(), torch.rand(128) ** 4
+    x = torch.randn(500, 128) * greatness
+    y = torch.nn.functional.linear(x, linear.weight, linear.bias)
+    told, untold = Int4Linear(linear, greatness**2), Int4Linear(linear)
+    assert relative_error(told(x), y) < 0.9 * relative_error(untold(x), y)
+
+
 @pytest.mark.parametrize("make", [Int8Linear, Int4Linear, room._nf4])
 def test_weight_of_is_the_weight_that_a_quantised_linear_multiplies_by(make):
     small, x = make(make_linear()), torch.randn(4, 128).bfloat16()

@@ -5,8 +5,9 @@ row's int8 result never depends on the other rows; the input embedding stays, so
 Does not: train through quantised layers, or touch a model that comes quantised.
 
 int8 is W8A8: one scale per output channel, one per token; products of integers, exact. int4 (groups of 32, Gerganov's
-and GPTQ's layout, rounded to nearest) and nf4 (QLoRA's, by bitsandbytes) hold the weights only; the head is int8 in
-all three. Per matrix of 896 x 4,864, one thread, weights from memory, against fp32 (EPYC with avx512_vnni and _bf16):
+and GPTQ's layout; an error counts by the size of the inputs that it meets) and nf4 (QLoRA's, by bitsandbytes) hold the
+weights only; the head is int8 in all three. Per matrix of 896 x 4,864, one thread, weights from memory, against fp32
+(EPYC with avx512_vnni and _bf16):
 
     rows              1     8    16   128   512   bytes per weight
     bf16            1.3x  1.9x  2.2x  2.7x  2.3x   2
@@ -69,7 +70,9 @@ def quantize(loaded: "LoadedModel", quantization: str) -> Quantized:
     _check(quantization, model)
     model.requires_grad_(False)
     kept: list[str] = []
-    make = {"int8": Int8Linear, "int4": _int4_or_int8, "nf4": _nf4}[quantization]
+    make = {"int8": lambda linear, _: Int8Linear(linear), "int4": _int4_or_int8, "nf4": lambda linear, _: _nf4(linear)}[
+        quantization
+    ]
     with _each_linear_as_it_runs(model, lambda *call: _replace(model, make, MAX_ERROR[quantization], kept, *call)):
         ids = loaded.tokenizer(SAMPLE, return_tensors="pt").input_ids
         with torch.no_grad():
@@ -118,7 +121,7 @@ class _each_linear_as_it_runs:
 def _replace(model: nn.Module, make: Callable, max_error: float, kept: list[str],
              name: str, linear: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> None:  # fmt: skip
     """The rule: a layer is quantised when that moves its outputs by at most `max_error`, relative, on real text."""
-    small = make(linear)
+    small = make(linear, x.detach())
     if small is None or relative_error(small(x.detach()), y.detach()) > max_error:
         kept.append(name)
         return
@@ -214,10 +217,11 @@ class Int4Linear(nn.Module):
 
     The kernel reads bf16 activations; fp32 ones would take its reference path, 20 times as long."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, importance: torch.Tensor | None = None):
+        """`importance` [in]: how much an error of the weights of each input counts."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        codes, scales, zeros = int4_codes(linear.weight.detach().float())
+        codes, scales, zeros = int4_codes(linear.weight.detach().float(), importance)
         self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))
         self.register_buffer("scales_and_zeros", torch.stack([scales, zeros], dim=2).transpose(0, 1).contiguous())
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
@@ -228,28 +232,49 @@ class Int4Linear(nn.Module):
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
 
 
-def int4_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def int4_codes(
+    weight: torch.Tensor, importance: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(codes [out, in] int32, scales and zeros [out, groups] bf16); weight = (code - 8) * scale + zero.
 
-    Of five ranges per group, the whole one and narrower ones, the one with the least squared error."""
+    Of three ranges per group, the whole one and narrower ones, and the line that fits the best one's codes, the one
+    with the least squared error, weighted by `importance` [in] (llama.cpp's importance matrix)."""
     groups = weight.view(len(weight), -1, GROUP)
+    weights = (torch.ones(weight.shape[1]) if importance is None else importance).view(1, -1, GROUP)
     low, high = groups.amin(dim=2, keepdim=True), groups.amax(dim=2, keepdim=True)
-    best = [torch.empty(0)] * 3 + [torch.full_like(low, float("inf"))]
-    for share in (1.0, 0.95, 0.9, 0.85, 0.8):
-        scale = ((high - low) * share / 15).clamp(min=1e-8).bfloat16().float()
-        zero = ((low + high) / 2 + scale / 2).bfloat16().float()
-        codes = torch.round((groups - zero) / scale + 8).clamp_(0, 15)
-        error = ((codes - 8) * scale + zero - groups).square().sum(dim=2, keepdim=True)
-        now, is_better = (codes, scale, zero, error), error < best[3]
-        best = [torch.where(is_better, new, old) if len(old) else new for new, old in zip(now, best, strict=True)]
+    best = None
+    for share in (1.0, 0.9, 0.8, None):
+        if share:
+            scale = (high - low) * (share / 15)
+            zero = (low + high + scale) / 2
+        else:
+            scale, zero = _fitted(best[0] - 8, groups, weights)
+        scale = scale.clamp_(min=1e-8).bfloat16().float()
+        zero = zero.bfloat16().float()
+        codes = ((groups - zero) / scale).add_(8).round_().clamp_(0, 15)
+        error = torch.addcmul(zero - groups, codes - 8, scale).square_().mul_(weights).sum(dim=2, keepdim=True)
+        now = codes, scale, zero, error
+        is_better = error < best[3] if best else None
+        best = now if best is None else [torch.where(is_better, *pair) for pair in zip(now, best, strict=True)]
     codes, scales, zeros, _ = best
     return codes.reshape(weight.shape).int(), scales[..., 0].bfloat16(), zeros[..., 0].bfloat16()
 
 
-def _int4_or_int8(linear: nn.Linear) -> nn.Module:
+def _fitted(codes: torch.Tensor, groups: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero of each group by weighted least squares."""
+    shares = weights / weights.sum(dim=2, keepdim=True)
+    mean, level = ((one * shares).sum(dim=2, keepdim=True) for one in (codes, groups))
+    away = (codes - mean).mul_(shares)
+    slope = (away * groups).sum(dim=2, keepdim=True) / (away * codes).sum(dim=2, keepdim=True).clamp_(min=1e-20)
+    return slope, level - slope * mean
+
+
+def _int4_or_int8(linear: nn.Linear, inputs: torch.Tensor) -> nn.Module:
     """The kernel wants whole groups and blocks of 16 outputs."""
-    fits = linear.in_features % GROUP == 0 and linear.out_features % 16 == 0
-    return Int4Linear(linear) if fits else Int8Linear(linear)
+    if linear.in_features % GROUP or linear.out_features % 16:
+        return Int8Linear(linear)
+    squares = inputs.flatten(0, -2).float().square().mean(dim=0)
+    return Int4Linear(linear, squares.add_(1e-4 * squares.mean() + 1e-12))
 
 
 def _nf4(linear: nn.Linear) -> nn.Module | None:
